@@ -1,0 +1,37 @@
+# make demo    install into .venv and segment a shipped sample
+# make test    install what the tests need and run all checks
+# Give another interpreter or build of torch by name: make demo PYTHON=python3.12 TORCH=torch==2.8.0
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check clean
+.DELETE_ON_ERROR:
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: whatever depends on it then keeps this build.
+$(VENV)/.medseg: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.medseg
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/.medseg
+	mkdir -p demo
+	$(BIN)/medseg infer data/samples/hippocampus_003.nii.gz -o demo --overwrite
+
+test: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) demo

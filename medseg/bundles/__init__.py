@@ -1,0 +1,1 @@
+"""MONAI bundles: finding, checking, loading and packing them without running their code."""

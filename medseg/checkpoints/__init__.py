@@ -1,0 +1,1 @@
+"""Importers of published weights: published key layouts to the project's own networks."""

@@ -1,0 +1,1 @@
+"""Reading and writing of volumes: one reader, one writer, no torch."""
