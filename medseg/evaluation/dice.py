@@ -23,10 +23,10 @@ def dice(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> float:
     """
     if prediction.shape != reference.shape:
         raise ValueError(f"masks must have one shape, got {prediction.shape} and {reference.shape}")
-    total = np.count_nonzero(prediction) + np.count_nonzero(reference)
+    total = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
     if total == 0:
         return math.nan
-    return 2.0 * np.count_nonzero(prediction & reference) / total
+    return 2.0 * int(np.count_nonzero(prediction & reference)) / total
 
 
 def volume_error_percent(prediction_ml: float, reference_ml: float) -> float:

@@ -38,6 +38,20 @@ def voxel_volume_ml(affine: NDArray[np.float64]) -> float:
     return float(abs(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3]))) / 1000.0
 
 
+def label_boxes(labels: NDArray[np.integer], *, highest: int = 0) -> dict[int, tuple[slice, slice, slice]]:
+    """Bounding box of each label that a map holds, in one pass.
+
+    Args:
+        labels: label map (X, Y, Z) of an integer type, no negative values.
+        highest: look only at values up to this one; at all when 0.
+    """
+    from scipy import ndimage  # a quarter of a second that only a measurement pays
+
+    native = labels.astype(labels.dtype.newbyteorder("="), copy=False)  # scipy reads no foreign byte order
+    boxes: list[tuple[slice, ...] | None] = list(ndimage.find_objects(native, max_label=highest))
+    return {value: (box[0], box[1], box[2]) for value, box in enumerate(boxes, 1) if box is not None}
+
+
 def label_statistics(
     labels: NDArray[np.integer], affine: NDArray[np.float64], names: Mapping[int, str]
 ) -> list[LabelStatistics]:
@@ -56,7 +70,7 @@ def label_statistics(
     Raises:
         ValueError: `labels` is not three-dimensional or not of an integer type, or a value of `names` is negative.
     """
-    from scipy import ndimage  # a quarter of a second that only a measurement pays
+    from scipy import ndimage
 
     if labels.ndim != 3 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels must be integers (X, Y, Z), got {labels.dtype} {labels.shape}")
@@ -67,12 +81,11 @@ def label_statistics(
         raise ValueError(f"label values must not be negative, got {values[0]}")
     affine = np.asarray(affine, dtype=np.float64)
     voxel_ml = voxel_volume_ml(affine)
-    # One pass finds every label's box; what follows looks at one box at a time.
-    boxes: list[tuple[slice, ...] | None] = list(ndimage.find_objects(_native(labels), max_label=values[-1]))
+    boxes = label_boxes(labels, highest=values[-1])
     structure = np.ones((3, 3, 3), dtype=bool)
     result: list[LabelStatistics] = []
     for value in values:
-        box = boxes[value - 1]
+        box = boxes.get(value)
         if box is None:
             result.append(LabelStatistics(value, names[value], 0, 0.0, None, None, 0))
             continue
@@ -93,8 +106,3 @@ def _mean_index(mask: NDArray[np.bool_], axis: int) -> float:
     others = tuple(a for a in range(3) if a != axis)
     counts = np.count_nonzero(mask, axis=others).astype(np.float64)
     return float(counts @ np.arange(counts.size) / counts.sum())
-
-
-def _native(labels: NDArray[np.integer]) -> NDArray[np.integer]:
-    """The same labels in a type that scipy.ndimage reads as it is: native byte order."""
-    return labels.astype(labels.dtype.newbyteorder("="), copy=False)
