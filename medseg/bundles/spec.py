@@ -1,0 +1,379 @@
+"""What a bundle says about itself: metadata.json and inference.json as frozen dataclasses.
+
+Nothing here evaluates an expression or imports a name from a bundle's files: the JSON is read, every part
+that inference needs is matched against what medseg knows, and the rest is ignored or refused. MONAI's
+``ConfigParser`` is never used on the way to a segmentation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from medseg.errors import BundleError
+from medseg.networks.registry import name_of, target_of
+
+Padding = Literal["constant", "replicate", "reflect"]
+Blend = Literal["gaussian", "constant"]
+Activation = Literal["softmax", "sigmoid"]
+
+_MAX_JSON_BYTES = 1_000_000
+_MAX_NESTING = 32
+
+
+@dataclass(frozen=True, slots=True)
+class NormalizeIntensity:
+    """Z-score over the volume: subtract the mean, divide by the standard deviation.
+
+    Attributes:
+        nonzero: use and change only voxels that are not 0.
+        channel_wise: each channel by its own mean and deviation.
+    """
+
+    nonzero: bool = False
+    channel_wise: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleIntensityRange:
+    """Map [a_min, a_max] (the scan's units, HU for CT) linearly to [b_min, b_max]; `clip` cuts what lies outside."""
+
+    a_min: float
+    a_max: float
+    b_min: float = 0.0
+    b_max: float = 1.0
+    clip: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleIntensityRangePercentiles:
+    """Map the `lower` to `upper` percentiles (0 to 100) of the volume to [b_min, b_max]."""
+
+    lower: float
+    upper: float
+    b_min: float = 0.0
+    b_max: float = 1.0
+    clip: bool = True
+    channel_wise: bool = True
+
+
+IntensityStep = NormalizeIntensity | ScaleIntensityRange | ScaleIntensityRangePercentiles
+
+_INTENSITY: dict[str, type[NormalizeIntensity | ScaleIntensityRange | ScaleIntensityRangePercentiles]] = {
+    "NormalizeIntensityd": NormalizeIntensity,
+    "ScaleIntensityRanged": ScaleIntensityRange,
+    "ScaleIntensityRangePercentilesd": ScaleIntensityRangePercentiles,
+}
+# Transforms of the pipeline that medseg's own reader, engine and writer stand for.
+_COVERED = {"LoadImaged", "EnsureChannelFirstd", "EnsureTyped", "SaveImaged", "Invertd"}
+
+
+@dataclass(frozen=True)
+class Suitability:
+    """What the bundle was trained on, for comparison with a scan.
+
+    Attributes:
+        modality: "MR", "CT", or "" when unknown.
+        extent_mm: smallest and largest field of view along the canonical axes seen in training, millimetres.
+        spacing_mm: smallest and largest voxel size along the canonical axes seen in training, millimetres.
+        tolerance: a scan may go beyond a range by this factor before it counts as outside.
+    """
+
+    modality: str = ""
+    extent_mm: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
+    spacing_mm: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
+    tolerance: float = 1.5
+
+
+@dataclass(frozen=True)
+class BundleSpec:
+    """Everything inference needs to know about a bundle.
+
+    Attributes:
+        network: the architecture's name in `medseg.networks.registry`.
+        network_args: constructor arguments of the architecture.
+        channels: name of each input channel, in order.
+        labels: value of each output label, 0 (background) included, to its name.
+        activation: softmax (exclusive labels) or sigmoid (overlapping channels).
+        orientation: axis codes of the model grid ("RAS"), or None to keep the scan's axes.
+        spacing: voxel size of the model grid in mm, or None to keep the scan's.
+        intensity: steps applied in order on the model grid.
+        roi_size: the sliding window in voxels.
+        overlap: share of the window that neighbours share, 0 to below 1.
+        blend: weighting of overlapping windows.
+        padding: how a volume smaller than the window is filled up; training used the same.
+        padding_value: the value for constant padding, after the intensity steps.
+        sw_batch_size: windows for each pass through the network.
+        mirror_axes: model-grid axes along which a flip keeps the anatomy valid; what ``--tta`` uses.
+        suitability: what the bundle was trained on.
+    """
+
+    network: str
+    network_args: Mapping[str, Any]
+    channels: tuple[str, ...]
+    labels: Mapping[int, str]
+    roi_size: tuple[int, int, int]
+    activation: Activation = "softmax"
+    orientation: str | None = "RAS"
+    spacing: tuple[float, float, float] | None = None
+    intensity: tuple[IntensityStep, ...] = ()
+    overlap: float = 0.5
+    blend: Blend = "gaussian"
+    padding: Padding = "constant"
+    padding_value: float = 0.0
+    sw_batch_size: int = 1
+    mirror_axes: tuple[int, ...] = ()
+    suitability: Suitability = field(default_factory=Suitability)
+
+    @property
+    def in_channels(self) -> int:
+        """Number of input channels."""
+        return len(self.channels)
+
+    @property
+    def out_channels(self) -> int:
+        """Number of output channels, background included where softmax is used."""
+        return len(self.labels)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a bundle.
+
+    Raises:
+        BundleError: absent, larger than 1 MB, not JSON, nested deeper than 32, a key twice, or not an object.
+    """
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise BundleError(path, "larger than 1 MB", "a bundle's configuration is small; check the file")
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+    except FileNotFoundError:
+        raise BundleError(path, "no such file", "a bundle needs it; check the bundle's folder") from None
+    except OSError as err:
+        raise BundleError(path, f"cannot be read ({err.strerror})", "check the permissions") from err
+    except (ValueError, RecursionError) as err:
+        raise BundleError(path, f"not valid JSON ({err})", "restore the file") from err
+    if not isinstance(value, dict):
+        raise BundleError(path, f"holds a {type(value).__name__}, not a JSON object", "restore the file")
+    if _nesting(value) > _MAX_NESTING:
+        raise BundleError(path, f"nested deeper than {_MAX_NESTING} levels", "restore the file")
+    return value
+
+
+def _unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+def _nesting(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
+        ]
+    return depth
+
+
+def read_spec(root: Path) -> BundleSpec:
+    """Read configs/metadata.json and configs/inference.json of a bundle folder.
+
+    Raises:
+        BundleError: a file or field is missing or contradictory, or the configuration asks for something
+            medseg does not know (an expression, a transform or a network outside its list).
+    """
+    metadata = read_json(root / "configs" / "metadata.json")
+    config_path = root / "configs" / "inference.json"
+    return parse_spec(metadata, read_json(config_path), config_path)
+
+
+def parse_spec(metadata: Mapping[str, Any], config: Mapping[str, Any], where: Path) -> BundleSpec:
+    """A `BundleSpec` from the two parsed JSON objects; `where` names the file in errors."""
+    network, network_args = _network(config, where)
+    orientation, spacing, intensity = _preprocessing(config, where)
+    inferer = _section(config, "inferer", where)
+    if inferer.get("_target_") != "SlidingWindowInferer":
+        raise BundleError(where, f"inferer is {inferer.get('_target_')!r}", "medseg knows SlidingWindowInferer")
+    try:
+        io_format = metadata["network_data_format"]
+        image, pred = io_format["inputs"]["image"], io_format["outputs"]["pred"]
+        channels = tuple(str(image["channel_def"][str(i)]) for i in range(int(image["num_channels"])))
+        labels = {int(value): str(name) for value, name in pred["channel_def"].items()}
+        own = metadata.get("medseg", {})
+        suitable = own.get("suitability", {})
+        spec = BundleSpec(
+            network=network,
+            network_args=network_args,
+            channels=channels,
+            labels=dict(sorted(labels.items())),
+            activation=_activation(config, where),
+            orientation=orientation,
+            spacing=spacing,
+            intensity=intensity,
+            roi_size=_triple(inferer["roi_size"], int),
+            overlap=float(inferer.get("overlap", 0.25)),
+            blend=inferer.get("mode", "constant"),
+            padding=inferer.get("padding_mode", "constant"),
+            padding_value=float(inferer.get("cval", 0.0)),
+            sw_batch_size=int(inferer.get("sw_batch_size", 1)),
+            mirror_axes=tuple(int(axis) for axis in own.get("mirror_axes", ())),
+            suitability=Suitability(
+                modality=str(image.get("modality", "")),
+                extent_mm=_range(suitable.get("extent_mm")),
+                spacing_mm=_range(suitable.get("spacing_mm")),
+                tolerance=float(suitable.get("tolerance", 1.5)),
+            ),
+        )
+    except (KeyError, TypeError, ValueError) as err:
+        raise BundleError(where, f"field missing or malformed ({err!r})", "compare with a shipped bundle") from err
+    _check(spec, int(pred["num_channels"]), where)
+    return spec
+
+
+def _check(spec: BundleSpec, out_channels: int, where: Path) -> None:
+    if spec.out_channels != out_channels or set(spec.labels) != set(range(out_channels)):
+        raise BundleError(where, f"{out_channels} outputs but labels {sorted(spec.labels)}", "correct channel_def")
+    for key, expected in (("in_channels", spec.in_channels), ("out_channels", spec.out_channels)):
+        stated = spec.network_args.get(key, expected)
+        if stated != expected:
+            raise BundleError(where, f"network_def has {key} {stated}, metadata.json says {expected}", "correct one")
+    if not 0 <= spec.overlap < 1:
+        raise BundleError(where, f"overlap {spec.overlap} is not in [0, 1)", "correct inferer.overlap")
+    for name, value, known in (
+        ("mode", spec.blend, ("gaussian", "constant")),
+        ("padding_mode", spec.padding, ("constant", "replicate", "reflect")),
+    ):
+        if value not in known:
+            raise BundleError(where, f"inferer.{name} is {value!r}", f"medseg knows {', '.join(known)}")
+
+
+def _section(config: Mapping[str, Any], key: str, where: Path) -> Mapping[str, Any]:
+    section = config.get(key)
+    if not isinstance(section, dict):
+        raise BundleError(where, f"no section {key!r}", "compare with a shipped bundle")
+    _refuse_code(section, key, where)
+    return section
+
+
+def _refuse_code(value: Any, path: str, where: Path) -> None:
+    """Refuse expressions, macros and MONAI's debug mode anywhere in a section that inference reads."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            if key == "_mode_" and child not in ("default", "callable"):
+                raise BundleError(where, f"{path}::_mode_ is {child!r}", "medseg does not run it")
+            _refuse_code(child, f"{path}::{key}", where)
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            _refuse_code(child, f"{path}::{index}", where)
+    elif isinstance(value, str) and value[:1] in ("$", "%"):
+        raise BundleError(where, f"{path} holds the expression {value!r}", "medseg runs no code from a bundle")
+
+
+def _network(config: Mapping[str, Any], where: Path) -> tuple[str, dict[str, Any]]:
+    section = dict(_section(config, "network_def", where))
+    target = section.pop("_target_", None)
+    name = name_of(target) if isinstance(target, str) else None
+    if name is None:
+        raise BundleError(where, f"network_def is {target!r}", "medseg runs the networks of medseg.networks only")
+    return name, section
+
+
+def _transforms(config: Mapping[str, Any], key: str, where: Path) -> list[dict[str, Any]]:
+    section = config.get(key)
+    steps = section.get("transforms") if isinstance(section, dict) else None
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise BundleError(where, f"{key} is not a Compose of transforms", "compare with a shipped bundle")
+    live = [step for step in steps if step.get("_target_") not in _COVERED]
+    _refuse_code(live, key, where)
+    return live
+
+
+def _preprocessing(
+    config: Mapping[str, Any], where: Path
+) -> tuple[str | None, tuple[float, float, float] | None, tuple[IntensityStep, ...]]:
+    orientation: str | None = None
+    spacing: tuple[float, float, float] | None = None
+    intensity: list[IntensityStep] = []
+    for step in _transforms(config, "preprocessing", where):
+        target = step.get("_target_")
+        args = {key: value for key, value in step.items() if key not in ("_target_", "keys", "allow_missing_keys")}
+        try:
+            if target == "Orientationd":
+                orientation = str(args["axcodes"])
+            elif target == "Spacingd":
+                if args.get("mode", "bilinear") not in ("bilinear", ["bilinear"]):
+                    raise BundleError(where, f"Spacingd mode {args['mode']!r}", "medseg resamples linearly")
+                spacing = _triple(args["pixdim"], float)
+            elif target in _INTENSITY:
+                intensity.append(_INTENSITY[target](**args))
+            else:
+                raise BundleError(
+                    where,
+                    f"preprocessing uses {target!r}",
+                    f"medseg knows Orientationd, Spacingd, {', '.join(_INTENSITY)}",
+                )
+        except (KeyError, TypeError, ValueError) as err:
+            raise BundleError(where, f"{target}: {err!r}", "correct its arguments") from err
+        if intensity and target in ("Orientationd", "Spacingd"):
+            raise BundleError(where, f"{target} after an intensity step", "put spatial transforms first")
+    return orientation, spacing, tuple(intensity)
+
+
+def _activation(config: Mapping[str, Any], where: Path) -> Activation:
+    for step in _transforms(config, "postprocessing", where):
+        target = step.get("_target_")
+        if target == "Activationsd":
+            return "sigmoid" if step.get("sigmoid") else "softmax"
+        if target != "AsDiscreted":
+            raise BundleError(where, f"postprocessing uses {target!r}", "medseg knows Activationsd and AsDiscreted")
+    return "softmax"
+
+
+def _triple(values: Any, kind: Any) -> Any:
+    found = tuple(kind(value) for value in values)
+    if len(found) != 3 or any(value <= 0 for value in found):
+        raise ValueError(f"three positive numbers expected, got {values!r}")
+    return found
+
+
+def _range(values: Any) -> Any:
+    return None if values is None else (_triple(values[0], float), _triple(values[1], float))
+
+
+def config_of(spec: BundleSpec) -> dict[str, Any]:
+    """The sections of inference.json that `parse_spec` reads, for a spec; the inverse of `parse_spec`."""
+    spatial: list[dict[str, Any]] = []
+    if spec.orientation is not None:
+        spatial.append({"_target_": "Orientationd", "keys": "image", "axcodes": spec.orientation, "labels": None})
+    if spec.spacing is not None:
+        spatial.append({"_target_": "Spacingd", "keys": "image", "pixdim": list(spec.spacing), "mode": "bilinear"})
+    targets = {cls: target for target, cls in _INTENSITY.items()}
+    intensity = [{"_target_": targets[type(step)], "keys": "image", **asdict(step)} for step in spec.intensity]
+    return {
+        "network_def": {"_target_": target_of(spec.network), **spec.network_args},
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                {"_target_": "LoadImaged", "keys": "image"},
+                {"_target_": "EnsureChannelFirstd", "keys": "image"},
+                *spatial,
+                *intensity,
+                {"_target_": "EnsureTyped", "keys": "image"},
+            ],
+        },
+        "inferer": {
+            "_target_": "SlidingWindowInferer",
+            "roi_size": list(spec.roi_size),
+            "sw_batch_size": spec.sw_batch_size,
+            "overlap": spec.overlap,
+            "mode": spec.blend,
+            "padding_mode": spec.padding,
+            "cval": spec.padding_value,
+        },
+    }

@@ -1,0 +1,4 @@
+"""``medseg evaluate``."""
+
+def evaluate() -> None:
+    """Placeholder."""

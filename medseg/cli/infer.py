@@ -1,0 +1,4 @@
+"""``medseg infer``."""
+
+def infer() -> None:
+    """Segment one scan onto its own grid."""

@@ -1,0 +1,189 @@
+"""``medseg train``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from medseg.training.loop import Progress
+
+
+def train(
+    data: Annotated[
+        Path, typer.Option("--data", help="Folder in MSD or nnU-Net raw layout (dataset.json, imagesTr/, labelsTr/).")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; made if it is not there.")],
+    *,
+    architecture: Annotated[str, typer.Option(help="Network: see medseg networks list.")] = "swin_unetr",
+    network: Annotated[
+        str, typer.Option(help='Arguments of the network as JSON, e.g. \'{"feature_size": 12, "window_size": 4}\'.')
+    ] = "{}",
+    split: Annotated[
+        Path | None, typer.Option(help='JSON file {"train": [names], "val": [names]}; only one part is read.')
+    ] = None,
+    part: Annotated[str, typer.Option(help="Part of the split to train on.")] = "train",
+    max_time: Annotated[
+        str | None, typer.Option(help="Length of the run: 45m, 1.5h, 90s. The schedule follows this clock.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Length of the run in optimiser steps.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output, stopped or killed.")] = False,
+    roi: Annotated[str | None, typer.Option(help="Sliding window in voxels, e.g. 32x64x32; default: from data.")] = None,
+    spacing: Annotated[str | None, typer.Option(help="Model voxel size in mm, e.g. 1x1x1; default: from data.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Crops for each step.")] = 4,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Highest learning rate (AdamW).")] = 6e-4,
+    mirror: Annotated[
+        str, typer.Option(help="Axes along which flips keep the anatomy valid, e.g. 0 or 0,1 (0: left-right).")
+    ] = "",
+    holdout: Annotated[
+        float, typer.Option(min=0.0, max=0.5, help="Share of the training cases kept to choose the best weights.")
+    ] = 0.1,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    schedule: Annotated[str, typer.Option(help="cosine or polynomial.")] = "cosine",
+    ema: Annotated[float, typer.Option(min=0.0, max=0.9999, help="Decay of the averaged weights.")] = 0.995,
+    validate_every: Annotated[float, typer.Option(min=0.01, help="Minutes between two validations.")] = 5.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare crops; 0: none beside the main one.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all cores.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")] = False,
+) -> None:
+    """Train a network on a folder of labelled cases.
+
+    Spacing, window, intensity steps and padding are derived from the training cases (set them with options if
+    you know better). The run's folder is a bundle: medseg infer --bundle RUN works at any time, and
+    medseg bundles pack RUN --name NAME makes a complete bundle of it. A run that was stopped or killed goes on
+    with --resume as if nothing had happened.
+
+    Example: medseg train --data Task04_Hippocampus -o runs/first --network '{"feature_size": 12}' --max-time 45m
+    """
+    settings: dict[str, Any] = {
+        "architecture": architecture,
+        "network": _json(network),
+        "roi_size": _triple("--roi", roi, int),
+        "spacing": _triple("--spacing", spacing, float),
+        "steps": steps,
+        "max_minutes": _minutes(max_time),
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "mirror_axes": tuple(int(axis) for axis in mirror.split(",") if axis.strip().isdecimal()),
+        "holdout": holdout,
+        "precision": precision,
+        "schedule": schedule,
+        "ema_decay": ema,
+        "validate_minutes": validate_every,
+        "seed": seed,
+        "workers": workers,
+    }
+    if steps is None and max_time is None:
+        settings["steps" if resume else "max_minutes"] = 1 if resume else 60.0
+    import torch
+    from pydantic import ValidationError
+
+    from medseg.training.config import TrainingConfig
+    from medseg.training.run import train as run
+
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        config = TrainingConfig(**settings)
+    except ValidationError as err:
+        first = err.errors()[0]
+        raise UsageError(f"--{'.'.join(map(str, first['loc']))}", str(first["msg"]), "see medseg train --help") from err
+    with _Display(quiet=quiet) as display:
+        end = run(
+            config,
+            data,
+            output,
+            split=split,
+            part=part,
+            resume=resume,
+            device=device,
+            prepare=display.prepare,
+            report=display.step,
+        )
+    if not quiet:
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in end.dice.items())
+        print(f"{end.step} steps in {end.seconds / 60:.1f} min; held-out Dice: {scores or 'no held-out cases'}")
+        print(f"run: {output}   next: medseg bundles pack {output} --name NAME")
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as err:
+        raise UsageError("--network", f"not JSON ({err})", 'e.g. \'{"feature_size": 12}\'') from err
+    if not isinstance(value, dict):
+        raise UsageError("--network", "not a JSON object", 'e.g. \'{"feature_size": 12}\'')
+    return value
+
+
+def _triple(option: str, text: str | None, kind: type[int] | type[float]) -> tuple[Any, ...] | None:
+    if text is None:
+        return None
+    try:
+        values = tuple(kind(part) for part in text.lower().replace(",", "x").split("x"))
+    except ValueError:
+        values = ()
+    if len(values) != 3 or any(value <= 0 for value in values):
+        raise UsageError(option, f"{text!r} is not three positive numbers", "write it as 32x64x32")
+    return values
+
+
+def _minutes(text: str | None) -> float | None:
+    if text is None:
+        return None
+    unit = {"s": 1 / 60, "m": 1.0, "h": 60.0}.get(text[-1:], 0.0)
+    try:
+        minutes = float(text[:-1]) * unit
+    except ValueError:
+        minutes = 0.0
+    if minutes <= 0:
+        raise UsageError("--max-time", f"{text!r} is not a time", "write it as 45m, 1.5h or 90s")
+    return minutes
+
+
+class _Display:
+    """Rich progress of a run on stderr: preparation, then share done, loss, Dice and the time left."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            disable=quiet,
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> _Display:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._bar.stop()
+
+    def prepare(self, stage: str, done: int, total: int) -> None:
+        """One more case prepared."""
+        self._bar.update(self._task(stage), completed=done / max(total, 1), note=f"{done}/{total} cases")
+
+    def step(self, progress: Progress, share: float) -> None:
+        """One more optimiser step."""
+        dice = sum(progress.dice.values()) / len(progress.dice) if progress.dice else float("nan")
+        note = f"step {progress.step}  loss {progress.loss:.3f}  held-out Dice {dice:.3f}"
+        self._bar.update(self._task("train"), completed=share, note=note)
+
+    def _task(self, name: str) -> Any:
+        if name not in self._tasks:
+            self._tasks[name] = self._bar.add_task(name, total=1.0, note="")
+        return self._tasks[name]

@@ -1,0 +1,68 @@
+"""The settings of a training run, as they stand in a run's and a bundle's train.json."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Augmentation(BaseModel):
+    """Random changes of a training crop; each `*_probability` is the chance for one crop.
+
+    Rotation is in radians about each axis, scale and translation are fractions of the size, and intensity
+    changes are in units of the preprocessed image.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    affine_probability: float = Field(0.7, ge=0, le=1)
+    rotation: float = Field(0.25, ge=0)
+    scale: float = Field(0.17, ge=0, lt=1)
+    translation: float = Field(0.06, ge=0, lt=1)
+    noise_probability: float = Field(0.2, ge=0, le=1)
+    noise_deviation: float = Field(0.1, ge=0)
+    blur_probability: float = Field(0.15, ge=0, le=1)
+    gain_probability: float = Field(0.4, ge=0, le=1)
+    gain: float = Field(0.2, ge=0, lt=1)
+    offset: float = Field(0.2, ge=0)
+    gamma_probability: float = Field(0.25, ge=0, le=1)
+    low_resolution_probability: float = Field(0.1, ge=0, le=1)
+
+
+class TrainingConfig(BaseModel):
+    """Everything that decides a training run, apart from the data.
+
+    The run ends after `steps`, or after `max_minutes` of training time, whichever comes first; the learning
+    rate follows the same clock (warm-up, then cosine or polynomial to 0).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: str
+    network: dict[str, Any] = Field(default_factory=dict)
+    roi_size: tuple[int, int, int] | None = None
+    spacing: tuple[float, float, float] | None = None
+    steps: int | None = Field(None, gt=0)
+    max_minutes: float | None = Field(None, gt=0)
+    batch_size: int = Field(4, gt=0)
+    learning_rate: float = Field(6e-4, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    warmup_steps: int = Field(50, ge=0)
+    schedule: Literal["cosine", "polynomial"] = "cosine"
+    gradient_clip: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.995, ge=0, lt=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    foreground_share: float = Field(0.67, ge=0, le=1)
+    mirror_axes: tuple[int, ...] = ()
+    augmentation: Augmentation = Augmentation()  # type: ignore[call-arg]
+    holdout: float = Field(0.1, ge=0, lt=1)
+    validate_minutes: float = Field(5.0, gt=0)
+    workers: int = Field(0, ge=0)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> TrainingConfig:
+        if self.steps is None and self.max_minutes is None:
+            raise ValueError("a run needs steps or max_minutes")
+        return self

@@ -1,0 +1,115 @@
+"""Cached cases and the endless, restartable stream of training batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Compose
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from medseg.bundles.spec import BundleSpec
+from medseg.errors import InputError
+from medseg.inference.preprocess import preprocess, to_model_grid
+from medseg.inference.sliding_window import pad_to_window
+from medseg.io.read import read_labels, read_volume
+from medseg.training.augment import foreground_indices, seeds
+from medseg.training.dataset import CaseFiles
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """A preprocessed case in memory.
+
+    Attributes:
+        name: the case's name.
+        image: (C, X', Y', Z') float32 on the model grid, not padded.
+        label: (X', Y', Z') uint8 on the model grid.
+    """
+
+    name: str
+    image: Tensor
+    label: Tensor
+
+
+def cache_case(case: CaseFiles, spec: BundleSpec) -> CachedCase:
+    """Read and preprocess one case exactly as inference does.
+
+    Raises:
+        InputError: unreadable, grids that differ, or a label value that dataset.json does not name.
+    """
+    volume = read_volume(case.images if len(case.images) > 1 else case.images[0], channels=spec.in_channels)
+    labels, affine = read_labels(case.label)
+    if labels.shape != volume.shape or not np.allclose(affine, volume.affine, atol=1e-2):
+        raise InputError(case.label, f"grid {labels.shape} differs from its image's {volume.shape}", "resample it")
+    unknown = sorted(set(np.unique(labels).tolist()) - set(spec.labels))
+    if unknown:
+        raise InputError(case.label, f"label values {unknown} are not in dataset.json", "name them there")
+    return CachedCase(case.name, preprocess(volume, spec).image, to_model_grid(labels, volume.affine, spec))
+
+
+class CropStream(Dataset[dict[str, Any]]):
+    """Training crops by number: crop n is the same crop in every run with the same seed.
+
+    Cases come in a new random order each epoch; the random state of each crop follows from its number, so
+    a run that was stopped goes on as if it had not been, with any number of workers.
+    """
+
+    def __init__(self, cases: Sequence[CachedCase], spec: BundleSpec, transform: Compose, seed: int) -> None:
+        self._items = [self._padded(case, spec) for case in cases]
+        self._transform, self._seed = transform, seed
+
+    @staticmethod
+    def _padded(case: CachedCase, spec: BundleSpec) -> dict[str, Any]:
+        image, _ = pad_to_window(case.image, spec.roi_size, spec.padding, spec.padding_value)
+        label, _ = pad_to_window(case.label[None], spec.roi_size, "constant", 0)
+        foreground, background = foreground_indices(label.numpy())
+        return {"image": image, "label": label, "fg": foreground, "bg": background}
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        epoch, position = divmod(number, len(self._items))
+        order = np.random.default_rng([self._seed, 1, epoch]).permutation(len(self._items))
+        self._transform.set_random_state(seed=seeds(self._seed, [number])[0])
+        crop = self._transform(dict(self._items[int(order[position])]))
+        crop = crop[0] if isinstance(crop, list) else crop
+        image, label = (torch.as_tensor(np.asarray(crop[key])) for key in ("image", "label"))
+        return {"image": image.to(torch.float32), "label": label.to(torch.int64)}
+
+
+class _From(Sampler[int]):
+    """Sample numbers first, first + 1, ... without end."""
+
+    def __init__(self, first: int) -> None:
+        self._first = first
+
+    def __iter__(self) -> Iterator[int]:
+        return count(self._first)
+
+
+def batches(stream: CropStream, batch_size: int, *, first_step: int, workers: int) -> Iterator[dict[str, Tensor]]:
+    """Batches from step `first_step` on: ``image`` (B, C, *roi) float32 and ``label`` (B, 1, *roi) int64."""
+    loader: DataLoader[dict[str, Any]] = DataLoader(
+        stream,
+        batch_size=batch_size,
+        sampler=_From(first_step * batch_size),
+        num_workers=workers,
+        persistent_workers=False,
+    )
+    return iter(loader)
+
+
+def cache_cases(
+    cases: Sequence[CaseFiles], spec: BundleSpec, progress: Callable[[int, int], None] | None = None
+) -> list[CachedCase]:
+    """`cache_case` for each, with progress (done, all)."""
+    cached = []
+    for done, case in enumerate(cases, start=1):
+        cached.append(cache_case(case, spec))
+        if progress is not None:
+            progress(done, len(cases))
+    return cached

@@ -1,0 +1,163 @@
+"""Folders of labelled cases: the Medical Segmentation Decathlon's layout and nnU-Net's raw layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import InputError
+
+_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """One labelled case: a file for each channel (or one file of several channels) and its label map."""
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What dataset.json says, with the files that were found.
+
+    Attributes:
+        root: the folder.
+        name: the data set's name.
+        channels: name of each channel ("MRI", "CT", "T1", ...).
+        labels: value to name, 0 (background) included, values 0..n without gaps.
+        cases: the labelled cases, by name.
+        reference: credit, as the file gives it.
+        licence: licence, as the file gives it.
+    """
+
+    root: Path
+    name: str
+    channels: tuple[str, ...]
+    labels: Mapping[int, str]
+    cases: tuple[CaseFiles, ...]
+    reference: str = ""
+    licence: str = ""
+
+    @property
+    def modality(self) -> str:
+        """"CT", "MR" or "": what the channel names say."""
+        words = " ".join(self.channels).upper()
+        if words == "CT":
+            return "CT"
+        return "MR" if any(word in words for word in ("MR", "T1", "T2", "FLAIR", "ADC")) else ""
+
+    def part(self, names: Sequence[str]) -> tuple[CaseFiles, ...]:
+        """The named cases, in the given order.
+
+        Raises:
+            InputError: a name has no case.
+        """
+        by_name = {case.name: case for case in self.cases}
+        missing = [name for name in names if name not in by_name]
+        if missing:
+            raise InputError(self.root, f"{len(missing)} cases of the split are missing ({missing[0]}, ...)")
+        return tuple(by_name[name] for name in names)
+
+
+def read_dataset(root: Path) -> Dataset:
+    """Read a data set folder.
+
+    Args:
+        root: holds dataset.json, imagesTr/ and labelsTr/, as the Decathlon (``training`` list, one file a case)
+            or as nnU-Net raw data (``channel_names``, ``CASE_0000.nii.gz`` a channel).
+
+    Raises:
+        InputError: the folder or a file is missing, or dataset.json contradicts itself.
+    """
+    path = root / "dataset.json"
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "give a folder in MSD or nnU-Net raw layout") from None
+    except (OSError, ValueError) as err:
+        raise InputError(path, f"cannot be read as JSON ({err})", "restore the file") from err
+    channels = described.get("channel_names") or described.get("modality")
+    if not isinstance(channels, dict) or not isinstance(described.get("labels"), dict):
+        raise InputError(path, "no channel_names (or modality) and labels", "see docs/training.md for the layout")
+    names = tuple(str(channels[key]) for key in sorted(channels, key=int))
+    cases = _listed(root, described) if "training" in described else _numbered(root, len(names), described)
+    if not cases:
+        raise InputError(root, "no labelled cases found", "imagesTr/ and labelsTr/ should hold them")
+    return Dataset(
+        root=root,
+        name=str(described.get("name", root.name)),
+        channels=names,
+        labels=_labels(described["labels"], path),
+        cases=tuple(sorted(cases, key=lambda case: case.name)),
+        reference=str(described.get("reference", "")),
+        licence=str(described.get("licence", described.get("license", ""))),
+    )
+
+
+def case_name(path: Path) -> str:
+    """File name without its volume suffix."""
+    lower = path.name.lower()
+    return next((path.name[: -len(end)] for end in _SUFFIXES if lower.endswith(end)), path.stem)
+
+
+def _labels(described: Mapping[str, Any], path: Path) -> dict[int, str]:
+    try:
+        if all(key.isdecimal() for key in described):
+            found = {int(value): str(name) for value, name in described.items()}
+        else:
+            found = {int(value): str(name) for name, value in described.items()}
+    except (TypeError, ValueError):
+        raise InputError(path, "labels that overlap (regions)", "medseg trains on exclusive labels") from None
+    if sorted(found) != list(range(len(found))) or len(found) < 2:
+        raise InputError(path, f"label values {sorted(found)}", "they must be 0 (background), 1, 2, ... without gaps")
+    return dict(sorted(found.items()))
+
+
+def _listed(root: Path, described: Mapping[str, Any]) -> list[CaseFiles]:
+    cases = []
+    for entry in described["training"]:
+        image, label = root / entry["image"], root / entry["label"]
+        for path in (image, label):
+            if not path.exists():
+                raise InputError(path, "named in dataset.json, no such file", "complete the data set")
+        cases.append(CaseFiles(case_name(image), (image,), label))
+    return cases
+
+
+def _numbered(root: Path, channels: int, described: Mapping[str, Any]) -> list[CaseFiles]:
+    ending = str(described.get("file_ending", ".nii.gz"))
+    cases = []
+    for label in sorted((root / "labelsTr").glob("*" + ending)):
+        name = case_name(label)
+        images = tuple(root / "imagesTr" / f"{name}_{index:04d}{ending}" for index in range(channels))
+        for path in images:
+            if not path.exists():
+                raise InputError(path, "no such file, but its label map is there", "complete the data set")
+        cases.append(CaseFiles(name, images, label))
+    return cases
+
+
+def read_split(path: Path) -> dict[str, list[str]]:
+    """Case names of each part, from a JSON object such as ``{"train": [...], "val": [...]}``.
+
+    Raises:
+        InputError: not such an object, or a case stands in two parts.
+    """
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "check the path") from None
+    except (OSError, ValueError) as err:
+        raise InputError(path, f"cannot be read as JSON ({err})", "restore the file") from err
+    if not isinstance(parts, dict) or not all(isinstance(names, list) for names in parts.values()):
+        raise InputError(path, "not an object of lists", 'expected {"train": [...], "val": [...]}')
+    names = [name for part in parts.values() for name in part]
+    if len(set(names)) != len(names):
+        raise InputError(path, "a case stands in two parts", "parts must not share cases")
+    return {part: [str(name) for name in names] for part, names in parts.items()}

@@ -1,0 +1,181 @@
+"""`medseg train`: from a folder of labelled cases to a run folder that is a bundle already."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medseg.bundles.spec import BundleSpec
+from medseg.bundles.write import write_configs
+from medseg.errors import InputError, OutputError, UsageError
+from medseg.inference.device import choose_device
+from medseg.networks.registry import create
+from medseg.training.config import TrainingConfig
+from medseg.training.data import cache_cases
+from medseg.training.dataset import CaseFiles, Dataset, read_dataset, read_split
+from medseg.training.fingerprint import (
+    derive_intensity,
+    derive_roi,
+    derive_spacing,
+    derive_suitability,
+    fingerprint,
+)
+from medseg.training.loop import Progress, Trainer
+
+Report = Callable[[str, int, int], None]
+
+
+def train(
+    config: TrainingConfig,
+    data: Path,
+    output: Path,
+    *,
+    split: Path | None = None,
+    part: str = "train",
+    resume: bool = False,
+    device: str = "auto",
+    prepare: Report | None = None,
+    report: Callable[[Progress, float], None] | None = None,
+) -> Progress:
+    """Train a network on a data set folder.
+
+    Args:
+        config: the settings; what is None there is derived from the training cases.
+        data: folder in MSD or nnU-Net raw layout.
+        output: the run's folder, made here: configs/, models/model.pt, last.pt, metrics.csv, tensorboard/.
+        split: JSON file of case names; without it all cases are training cases.
+        part: the part of the split to train on; no other case is read.
+        resume: go on with the run in `output`, with the settings it was started with.
+        device: auto, cpu, cuda or cuda:N.
+        prepare: progress of the preparation (stage, done, all).
+        report: progress of the training (progress, share done).
+
+    Returns:
+        Where the run stands at its end.
+
+    Raises:
+        InputError: unusable data. OutputError: `output` holds a run already. UsageError: a setting that does
+            not fit the architecture.
+    """
+    dataset = read_dataset(data)
+    cases = _training_cases(dataset, split, part)
+    learn, held_out = divide(cases, config.holdout, config.seed)
+    if resume:
+        config, spec = load_run(output)
+        learn, held_out = divide(cases, config.holdout, config.seed)
+    else:
+        if (output / "last.pt").exists() or (output / "configs").exists():
+            raise OutputError(output, "holds a run already", "use --resume, or another --output")
+        spec = derive_spec(config, dataset, cases, prepare)
+        output.mkdir(parents=True, exist_ok=True)
+        write_configs(output, spec, metadata_of(dataset, spec, len(learn), len(held_out)), train_config(config))
+    trainer = Trainer(config, spec, output, choose_device(device))
+    if resume:
+        trainer.resume()
+    cached = cache_cases([*learn, *held_out], spec, None if prepare is None else _stage(prepare, "preprocess"))
+    return trainer.run(cached[: len(learn)], cached[len(learn) :], report)
+
+
+def _training_cases(dataset: Dataset, split: Path | None, part: str) -> tuple[CaseFiles, ...]:
+    if split is None:
+        return dataset.cases
+    parts = read_split(split)
+    if part not in parts:
+        raise InputError(split, f"has no part {part!r}", f"it holds {', '.join(parts)}")
+    return dataset.part(parts[part])
+
+
+def divide(cases: Sequence[CaseFiles], share: float, seed: int) -> tuple[list[CaseFiles], list[CaseFiles]]:
+    """Cases to learn from, and a random share held out to choose the best weights."""
+    count = min(round(share * len(cases)), len(cases) - 1)
+    order = np.random.default_rng([seed, 2]).permutation(len(cases))
+    return [cases[i] for i in sorted(order[count:])], [cases[i] for i in sorted(order[:count])]
+
+
+def derive_spec(
+    config: TrainingConfig, dataset: Dataset, cases: Sequence[CaseFiles], prepare: Report | None = None
+) -> BundleSpec:
+    """The specification that training and inference share, from the settings and the data's fingerprint.
+
+    Raises:
+        UsageError: the architecture refuses its arguments or the window.
+    """
+    found = fingerprint(dataset, cases, None if prepare is None else _stage(prepare, "fingerprint"))
+    spacing = config.spacing or derive_spacing(found)
+    intensity, padding_value = derive_intensity(found, dataset.modality)
+    args = {"in_channels": len(dataset.channels), "out_channels": len(dataset.labels), **config.network}
+    spec = BundleSpec(
+        network=config.architecture,
+        network_args=args,
+        channels=dataset.channels,
+        labels=dataset.labels,
+        spacing=spacing,
+        intensity=intensity,
+        roi_size=config.roi_size or derive_roi(found, spacing),
+        padding_value=padding_value,
+        mirror_axes=config.mirror_axes,
+        suitability=derive_suitability(found, dataset.modality),
+    )
+    try:
+        network = create(spec.network, **args).eval()
+        with torch.inference_mode():
+            network(torch.zeros(1, spec.in_channels, *spec.roi_size))
+    except ValueError as err:
+        raise UsageError(config.architecture, str(err), "see medseg train --help for --network and --roi") from err
+    return spec
+
+
+def metadata_of(dataset: Dataset, spec: BundleSpec, learned: int, held_out: int) -> dict[str, Any]:
+    """What the run's metadata.json says of its data."""
+    return {
+        "name": f"{spec.network} {dataset.name}",
+        "task": f"Segmentation of {', '.join(name for value, name in spec.labels.items() if value)}",
+        "description": f"{spec.network} trained on {learned} cases of {dataset.name}",
+        "data_source": dataset.reference,
+        "data_license": dataset.licence,
+        "training_cases": learned,
+        "held_out_cases": held_out,
+    }
+
+
+def train_config(config: TrainingConfig) -> dict[str, Any]:
+    """train.json: runs by ``python -m monai.bundle run`` and is read back by `load_run`."""
+    return {
+        "imports": ["$import pathlib", "$import medseg.training.run", "$import medseg.training.config"],
+        "bundle_root": ".",
+        "dataset_dir": "./data",
+        "split": None,
+        "output_dir": "$@bundle_root + '/training'",
+        "training": json.loads(config.model_dump_json()),
+        "settings": "$medseg.training.config.TrainingConfig(**@training)",
+        "run": [
+            "$medseg.training.run.train(@settings, pathlib.Path(@dataset_dir), pathlib.Path(@output_dir), "
+            "split=pathlib.Path(@split) if @split else None)"
+        ],
+    }
+
+
+def load_run(output: Path) -> tuple[TrainingConfig, BundleSpec]:
+    """Settings and specification of a run folder.
+
+    Raises:
+        BundleError: configs/ is missing or damaged.
+        InputError: train.json's settings are not valid.
+    """
+    from medseg.bundles.spec import read_json, read_spec
+
+    path = output / "configs" / "train.json"
+    try:
+        config = TrainingConfig(**read_json(path).get("training", {}))
+    except ValueError as err:
+        raise InputError(path, f"settings not valid ({err})", "restore the file") from err
+    return config, read_spec(output)
+
+
+def _stage(report: Report, stage: str) -> Callable[[int, int], None]:
+    return lambda done, total: report(stage, done, total)
