@@ -272,6 +272,7 @@ class ParaTransCNN(nn.Module):
             if wrong:
                 raise ValueError(f"ParaTransCNN: {problem}")
 
+        self.depth = tuple(depth)
         # Channels of the fused maps at 1/4, 1/8 and 1/16 resolution.
         quarter, eighth, sixteenth = (dim * 2**level + cnn_width * 2 ** (level + 1) for level in range(3))
         self.cnn = ResNetEncoder(cnn_width, cnn_blocks)

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from math import isqrt
 from types import MappingProxyType
 from typing import Any
 
@@ -317,8 +318,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(DecoderBlock(*step, skip) for step, skip in zip(steps, skips, strict=True))
 
     def forward(self, tokens: Tensor, skips: Sequence[Tensor]) -> Tensor:
-        side = int(tokens.shape[1] ** 0.5)
-        x: Tensor = self.conv_more(rearrange(tokens, "b (h w) c -> b c h w", h=side))
+        x: Tensor = self.conv_more(rearrange(tokens, "b (h w) c -> b c h w", h=isqrt(tokens.shape[1])))
         for number, block in enumerate(self.blocks):
             x = block(x, skips[number] if number < self.skips_used else None)
         return x
@@ -391,6 +391,7 @@ class TransUNet(nn.Module):
                 num_heads < 1 or hidden_size % num_heads,
                 f"num_heads is {num_heads}; it must divide hidden_size {hidden_size}",
             ),
+            (num_layers < 1, f"num_layers is {num_layers}; at least 1 is needed"),
             (len(decoder_channels) != 4, f"decoder_channels is {list(decoder_channels)}; it needs 4 entries"),
             (
                 not hybrid and list(patch_size) != [PIXELS_PER_TOKEN] * 2,
@@ -419,7 +420,7 @@ class TransUNet(nn.Module):
             if wrong:
                 raise ValueError(f"TransUNet: {problem}")
 
-        self.img_size = img_size
+        self.img_size, self.num_heads = img_size, num_heads
         cnn = HybridCNN(width, resnet_num_layers) if hybrid else None
         self.transformer = Transformer(
             Embeddings(cnn, 16 * width if hybrid else 3, hidden_size, side**2, dropout_rate),
