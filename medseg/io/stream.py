@@ -50,6 +50,7 @@ class Stream:
     Args:
         path: a regular file.
         digest: updated with the file's bytes as stored; complete after `finish`.
+        unpack: unpack gzip; else the bytes come as stored.
 
     Attributes:
         packed: whether the file is gzip.
@@ -60,11 +61,11 @@ class Stream:
         InputError: the file cannot be opened.
     """
 
-    def __init__(self, path: Path, digest: hashlib._Hash | None = None) -> None:
+    def __init__(self, path: Path, digest: hashlib._Hash | None = None, *, unpack: bool = True) -> None:
         self.path = path
         self._file = open_regular(path)
         self.size = os.fstat(self._file.fileno()).st_size
-        self.packed = self._file.read(2) == b"\x1f\x8b"
+        self.packed = unpack and self._file.read(2) == b"\x1f\x8b"
         self._file.seek(0)
         hashed = _Hashed(self._file, digest)
         self._reader: io.RawIOBase | gzip.GzipFile = gzip.GzipFile(fileobj=hashed, mode="rb") if self.packed else hashed
