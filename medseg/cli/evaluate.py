@@ -1,4 +1,177 @@
 """``medseg evaluate``."""
 
-def evaluate() -> None:
-    """Placeholder."""
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medseg.errors import InputError, PartialError, UsageError
+
+if TYPE_CHECKING:
+    from medseg.evaluation.compare import Evaluation, Metric
+
+_NAMED = 20
+_DECIMALS: dict[Metric, int] = {"dice": 4, "hd95_mm": 2, "nsd": 4, "volume_error_ml": 3, "volume_error_percent": 1}
+
+
+def evaluate(
+    prediction: Annotated[Path, typer.Option("--prediction", help="Folder of segmentations, or one file.")],
+    reference: Annotated[Path, typer.Option("--reference", help="Folder of reference labels, or one file.")],
+    *,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Scores to write: .csv (cases and labels) or .json (all).")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Label values to evaluate, e.g. 1,2; default: all.")] = None,
+    tolerance: Annotated[float, typer.Option(help="Tolerance of NSD in mm.")] = 1.0,
+    split: Annotated[Path | None, typer.Option(help='JSON file {"train": [names], "val": [names]}.')] = None,
+    part: Annotated[str, typer.Option(help="Part of the split to evaluate.")] = "val",
+    as_json: Annotated[bool, typer.Option("--json", help="Print all scores as JSON on stdout, and only that.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress display and no table.")] = False,
+) -> None:
+    """Compare segmentations with reference labels: Dice, HD95, NSD and volume error.
+
+    Files are paired by case name (the suffixes _seg and _0000 do not matter); label names come from the
+    dataset.json beside or above the references. Exit code 7: some cases could not be evaluated.
+
+    Example: medseg evaluate --prediction results --reference Task04/labelsTr --split split.json -o scores.csv
+    """
+    from medseg.io.write import reserve, write_bytes
+
+    values = _values(labels)
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise UsageError("--tolerance", f"must be a finite number of mm, 0 or more, got {tolerance:g}")
+    target = None
+    if output is not None:
+        inputs = [path for path in (prediction, reference, split) if path is not None]
+        target = reserve(output, overwrite=overwrite, inputs=inputs, suffixes=(".csv", ".json"))
+    evaluation = _run(prediction, reference, values, tolerance, split, part, quiet=quiet)
+    _warn(evaluation)
+    undone = len(evaluation.missing) + len(evaluation.failed)
+    if not evaluation.cases:
+        if undone == 1 and evaluation.failed:
+            raise InputError(evaluation.failed[0].case, evaluation.failed[0].problem)
+        raise InputError(prediction, f"none of {undone} cases could be evaluated", "see the warnings above")
+    record = json.dumps({"medseg": _version(), **evaluation.to_record()}, indent=2, allow_nan=False) + "\n"
+    if target is not None:
+        text = evaluation.to_csv() if target.path.suffix.lower() == ".csv" else record
+        write_bytes(target, text.encode())
+    if as_json:
+        sys.stdout.write(record)
+    elif not quiet:
+        _print_table(evaluation)
+        if target is not None:
+            print(f"scores: {target.path}")
+    if undone:
+        raise PartialError(
+            prediction,
+            f"{undone} of {undone + len(evaluation.cases)} cases could not be evaluated",
+            "see the warnings above",
+        )
+
+
+def _run(
+    prediction: Path,
+    reference: Path,
+    labels: list[int] | None,
+    tolerance: float,
+    split: Path | None,
+    part: str,
+    *,
+    quiet: bool,
+) -> Evaluation:
+    """Evaluate with a progress bar on stderr, which a file or a pipe does not see."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from medseg.evaluation.compare import evaluate as compare
+    from medseg.evaluation.pairing import read_split
+    from medseg.io.read import read_labels
+
+    cases = read_split(split, part) if split is not None else None
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("reading", total=None)
+        return compare(
+            prediction,
+            reference,
+            read=read_labels,
+            labels=labels,
+            tolerance_mm=tolerance,
+            cases=cases,
+            progress=lambda done, total, case: bar.update(task, completed=done, total=total, description=case),
+        )
+
+
+def _values(text: str | None) -> list[int] | None:
+    """Label values from ``1,2``."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError("--labels", f"must be values of 1 or more, separated by commas, got {text!r}", "e.g. 1,2")
+    return sorted({int(part) for part in parts})
+
+
+def _warn(evaluation: Evaluation) -> None:
+    """Name on stderr what could not be compared."""
+    alone = not evaluation.cases and len(evaluation.failed) == 1 and not evaluation.missing
+    for failure in () if alone else evaluation.failed:
+        print(f"warning: {failure.case}: {failure.problem}", file=sys.stderr)
+    for problem, cases in (("no prediction for", evaluation.missing), ("no reference for", evaluation.extra)):
+        if cases:
+            rest = f" and {len(cases) - _NAMED} more (--json names all)" if len(cases) > _NAMED else ""
+            print(f"warning: {problem} {', '.join(cases[:_NAMED])}{rest}", file=sys.stderr)
+
+
+def _print_table(evaluation: Evaluation) -> None:
+    """Print the summary; in a pipe as wide as it needs to be."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    titles: dict[Metric, str] = {
+        "dice": "Dice",
+        "hd95_mm": "HD95, mm",
+        "nsd": f"NSD at {evaluation.tolerance_mm:g} mm",
+        "volume_error_ml": "volume error, ml",
+        "volume_error_percent": "volume error, %",
+    }
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("label", "metric"):
+        table.add_column(column, no_wrap=True)
+    for column in ("mean", "median", "std", "worst"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("worst case", overflow="fold")
+    table.add_column("cases", justify="right", no_wrap=True)
+    label = None
+    for row in evaluation.summary:
+        if label is not None and row.name != label:
+            table.add_section()
+        numbers = [_number(value, _DECIMALS[row.metric]) for value in (row.mean, row.median, row.std, row.worst)]
+        count = f"{row.count} + {row.infinite} inf" if row.infinite else str(row.count)
+        name = row.name if row.name != label else ""
+        cells = (name, titles[row.metric], *numbers, row.worst_case or "-", count)
+        table.add_row(*(Text(cell) for cell in cells))
+        label = row.name
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(80, Console(width=1000).measure(table).maximum))
+    console.print(table)
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return "-" if value is None else "inf" if math.isinf(value) else f"{value:.{decimals}f}"
+
+
+def _version() -> str:
+    import medseg
+
+    return medseg.__version__
