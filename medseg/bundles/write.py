@@ -11,9 +11,7 @@ from typing import Any
 import medseg
 from medseg.bundles.spec import BundleSpec, config_of
 
-_SCHEMA = (
-    "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
-)
+_SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 
 
 def write_configs(root: Path, spec: BundleSpec, metadata: Mapping[str, Any], train: Mapping[str, Any]) -> None:

@@ -1,4 +1,157 @@
 """``medseg infer``."""
 
-def infer() -> None:
-    """Segment one scan onto its own grid."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medseg.bundles.locate import DEFAULT_BUNDLE
+
+if TYPE_CHECKING:
+    from medseg.inference.run import Result
+
+
+def infer(
+    scans: Annotated[
+        list[Path],
+        typer.Argument(help="Scan (.nii, .nii.gz, .mha, .mhd, .nrrd); for several channels one file each, in order."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="Label map to write (.nii.gz, .nii), or a folder. Default: beside the scan."
+        ),
+    ] = None,
+    *,
+    bundle: Annotated[
+        str, typer.Option("-b", "--bundle", help="Bundle: a name of medseg bundles list, or a folder.")
+    ] = DEFAULT_BUNDLE,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    overlap: Annotated[
+        float | None, typer.Option(help="Share that neighbouring windows have in common, 0 to below 1.")
+    ] = None,
+    tta: Annotated[bool, typer.Option("--tta", help="Average over the flips that the bundle allows; slower.")] = False,
+    probabilities: Annotated[
+        bool,
+        typer.Option("--probabilities", help="Also write the probability of each class, NAME_probabilities.nii.gz."),
+    ] = False,
+    statistics: Annotated[
+        Path | None, typer.Option(help="Also write the measurements as a table to this CSV file.")
+    ] = None,
+    volume: Annotated[
+        int | None, typer.Option("--volume", min=0, help="Which volume of a 4D file to take, counted from 0.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on although the scan is not what the bundle was trained on.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the record as JSON on stdout, and nothing else there.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors and warnings only.")] = False,
+) -> None:
+    """Segment one scan onto its own grid.
+
+    Writes the label map SCAN_seg.nii.gz (same shape and affine as the scan), the record SCAN_seg.json (what was
+    done, volumes in ml, warnings) and the picture SCAN_seg.png; all of them or none.
+
+    Examples:
+      medseg infer scan.nii.gz
+
+      medseg infer scan.nii.gz -o results/ --tta --statistics volumes.csv
+
+      medseg infer t1.nii.gz t2.nii.gz --bundle my_two_channel_bundle --json
+
+    Exit codes: 0 done, 2 usage, 3 scan, 4 bundle or unsuitable scan, 5 memory, 6 output, 8 device.
+    """
+    from medseg.report.outputs import reserve_outputs, write_outputs
+
+    places = reserve_outputs(scans, output, overwrite=overwrite, probabilities=probabilities, statistics=statistics)
+    with _Display(quiet=quiet or json_) as display:
+        display.stage("load medseg", 0, 1)
+        from medseg.inference.run import infer as run
+
+        display.stage("load medseg", 1, 1)
+        result = run(
+            scans if len(scans) > 1 else scans[0],
+            bundle=bundle,
+            device=device,
+            overlap=overlap,
+            tta=tta,
+            probabilities=probabilities,
+            force=force,
+            volume_index=volume,
+            progress=display.stage,
+        )
+        display.stage("write", 0, 1)
+        result = write_outputs(result, places)
+        display.stage("write", 1, 1)
+    for warning in result.record.warnings:
+        print(f"warning: {scans[0]}: {warning}", file=sys.stderr)
+    if json_:
+        print(result.record.model_dump_json(indent=2))
+    elif not quiet:
+        _print(result, places.labels.path.parent)
+
+
+def _print(result: Result, folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    record = result.record
+    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+    for name, justify in (("label", "left"), ("volume ml", "right"), ("voxels", "right"), ("pieces", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for label in record.labels:
+        table.add_row(Text(label.name), f"{label.volume_ml:.3f}", str(label.voxels), str(label.components))
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    trained = record.bundle.training_cases
+    small = f", trained on {trained} cases" if trained else ""
+    console.print(
+        Text(
+            f"{record.bundle.name} {record.bundle.version}{small}; {record.device}, {record.windows} windows, "
+            f"{sum(record.seconds.values()):.1f} s. {record.disclaimer}"
+        )
+    )
+    for kind, name in record.outputs.items():
+        console.print(Text(f"{kind:>13}  {folder / name}"))
+
+
+class _Display:
+    """Rich progress on stderr: one line a stage, with a bar where windows are counted."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description:<11}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            disable=quiet,
+            transient=True,
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> _Display:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._bar.stop()
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Progress of one stage."""
+        if name not in self._tasks:
+            self._tasks[name] = self._bar.add_task(name, total=total)
+        task = self._bar.tasks[self._tasks[name]]
+        if total == 1 and task.total and task.total > 1:
+            return  # the end of a stage that counted its own windows
+        self._bar.update(self._tasks[name], completed=done, total=total)

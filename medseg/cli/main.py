@@ -53,7 +53,7 @@ def options(
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
     )
     logging.getLogger("medseg").setLevel(logging.DEBUG if debug else logging.WARNING)
-    logging.captureWarnings(True)  # a library's warning goes to the log, not between medseg's lines
+    logging.captureWarnings(capture=True)  # a library's warning goes to the log, not between medseg's lines
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:
@@ -86,7 +86,7 @@ def _internal(error: Exception) -> int:
     import tempfile
     import traceback
 
-    log.debug("failed", exc_info=True)
+    log.debug("failed")
     handle, path = tempfile.mkstemp(prefix="medseg-", suffix=".log")  # 0600
     with os.fdopen(handle, "w", encoding="utf-8") as stream:
         traceback.print_exception(error, file=stream)

@@ -32,8 +32,12 @@ def train(
         str | None, typer.Option(help="Length of the run: 45m, 1.5h, 90s. The schedule follows this clock.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Length of the run in optimiser steps.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output, stopped or killed.")] = False,
-    roi: Annotated[str | None, typer.Option(help="Sliding window in voxels, e.g. 32x64x32; default: from data.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --output, stopped or killed.")
+    ] = False,
+    roi: Annotated[
+        str | None, typer.Option(help="Sliding window in voxels, e.g. 32x64x32; default: from data.")
+    ] = None,
     spacing: Annotated[str | None, typer.Option(help="Model voxel size in mm, e.g. 1x1x1; default: from data.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Crops for each step.")] = 4,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Highest learning rate (AdamW).")] = 6e-4,
@@ -117,9 +121,9 @@ def _json(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as err:
-        raise UsageError("--network", f"not JSON ({err})", 'e.g. \'{"feature_size": 12}\'') from err
+        raise UsageError("--network", f"not JSON ({err})", "e.g. '{\"feature_size\": 12}'") from err
     if not isinstance(value, dict):
-        raise UsageError("--network", "not a JSON object", 'e.g. \'{"feature_size": 12}\'')
+        raise UsageError("--network", "not a JSON object", "e.g. '{\"feature_size\": 12}'")
     return value
 
 

@@ -34,12 +34,11 @@ def available_memory() -> int:
     bounds = []
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                bounds.append(int(line.split()[1]) * 1024)
-    else:
+        lines = (line.split() for line in meminfo.read_text().splitlines())
+        bounds += [int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"]
+    elif hasattr(os, "sysconf"):
         bounds.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdecimal():
         bounds.append(max(int(text) - int(used.read_text()), 0))
-    return min(bounds)
+    return min(bounds, default=2**63)

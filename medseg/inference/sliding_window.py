@@ -7,6 +7,7 @@ The rules (starts, padding, importance map, blending on logits) are those of MON
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -25,6 +26,11 @@ def window_starts(size: int, roi: int, overlap: float) -> list[int]:
     step = max(int(roi * (1 - overlap)), 1)
     count = -(-(size - roi) // step) + 1
     return [min(index * step, size - roi) for index in range(count)]
+
+
+def window_count(shape: Sequence[int], roi_size: Sequence[int], overlap: float) -> int:
+    """How many windows cover a volume of this spatial shape."""
+    return math.prod(len(window_starts(size, roi, overlap)) for size, roi in zip(shape, roi_size, strict=True))
 
 
 def importance_map(roi_size: Sequence[int], blend: Blend) -> Tensor:
@@ -101,18 +107,17 @@ def sliding_window(
         for corner in itertools.product(*starts)
     ]
     weight = importance_map(roi_size, blend)
-    total: Tensor | None = None
+    total = torch.empty(0)
     count = torch.zeros(padded.shape[1:])
     for begin in range(0, len(windows), sw_batch_size):
         batch = windows[begin : begin + sw_batch_size]
         found = network(torch.stack([padded[(slice(None), *window)] for window in batch]).to(device))
         logits = (found if isinstance(found, Tensor) else found[0]).to("cpu", torch.float32)
-        if total is None:
+        if begin == 0:
             total = torch.zeros((logits.shape[1], *padded.shape[1:]))
         for window, part in zip(batch, logits, strict=True):
             total[(slice(None), *window)] += part * weight
             count[window] += weight
         if progress is not None:
             progress(min(begin + sw_batch_size, len(windows)), len(windows))
-    assert total is not None  # there is at least one window
     return total.div_(count)[(slice(None), *inside)]

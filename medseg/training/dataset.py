@@ -46,7 +46,7 @@ class Dataset:
 
     @property
     def modality(self) -> str:
-        """"CT", "MR" or "": what the channel names say."""
+        """What the channel names say: CT, MR, or an empty string."""
         words = " ".join(self.channels).upper()
         if words == "CT":
             return "CT"

@@ -36,7 +36,8 @@ class Fingerprint:
     @property
     def extent(self) -> np.ndarray:
         """Field of view of each case, (cases, 3) mm."""
-        return self.spacing * self.shape
+        extent: np.ndarray = self.spacing * self.shape
+        return extent
 
 
 def fingerprint(

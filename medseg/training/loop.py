@@ -85,8 +85,9 @@ class Trainer:
         self.config, self.spec, self.output, self.device = config, spec, output, device
         torch.manual_seed(config.seed)
         # Channels last makes a step of Swin UNETR on a CPU a fifth faster; networks of other ranks are left alone.
-        self.network = create(spec.network, **spec.network_args).to(device, memory_format=torch.channels_last_3d)
-        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+        network = create(spec.network, **spec.network_args).to(device)
+        self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))  # type: ignore[no-untyped-call]
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -123,9 +124,7 @@ class Trainer:
             report: called after each step with the progress and the share done.
         """
         stream = CropStream(training, self.spec, crop_transform(self.config, self.spec), self.config.seed)
-        feed = batches(
-            stream, self.config.batch_size, first_step=self.progress.step, workers=self.config.workers
-        )
+        feed = batches(stream, self.config.batch_size, first_step=self.progress.step, workers=self.config.workers)
         board = _tensorboard(self.output)
         saved = validated = self.progress.seconds
         with _stop_signals() as stopped:
@@ -165,7 +164,7 @@ class Trainer:
         if not math.isfinite(value):
             raise InputError(self.output, f"the loss is {value} at step {self.progress.step}", "lower --learning-rate")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         self.average.update_parameters(self.network)

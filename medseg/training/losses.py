@@ -25,6 +25,7 @@ class SegmentationLoss(nn.Module):
         self.one = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
 
     def forward(self, logits: Tensor | Sequence[Tensor], label: Tensor) -> Tensor:
+        """The loss of one batch; see the class for shapes."""
         outputs = [logits] if isinstance(logits, Tensor) else list(logits)
         weights = [0.5**level for level in range(len(outputs))]
         loss = torch.zeros((), device=outputs[0].device)

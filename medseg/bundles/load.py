@@ -1,0 +1,101 @@
+"""Loading a bundle: found, checked, and its network with its weights; no code of the bundle runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medseg.bundles.integrity import check_manifest, sha256_of
+from medseg.bundles.locate import DEFAULT_BUNDLE, find_bundle
+from medseg.bundles.spec import BundleSpec, read_json, read_spec
+from medseg.errors import BundleError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_CONFIGS = ("configs/metadata.json", "configs/inference.json")
+_WEIGHTS = ("models/model.safetensors", "models/model.pt")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files were checked.
+
+    Attributes:
+        name: the folder's name.
+        root: the folder.
+        spec: what inference needs.
+        metadata: metadata.json as it is.
+        weights: the weights file, or None when the bundle ships without.
+    """
+
+    name: str
+    root: Path
+    spec: BundleSpec
+    metadata: Mapping[str, Any]
+    weights: Path | None
+
+    @property
+    def version(self) -> str:
+        """The bundle's own version."""
+        return str(self.metadata.get("version", ""))
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the weights file, "" without weights."""
+        return "" if self.weights is None else sha256_of(self.weights)
+
+    def network(self) -> nn.Module:
+        """The network with its weights, in eval mode, on the CPU.
+
+        Raises:
+            BundleError: no weights, unreadable weights, or keys and shapes that do not fit the network.
+        """
+        import torch
+
+        from medseg.checkpoints.files import read
+        from medseg.checkpoints.state import load_strictly
+        from medseg.networks.registry import create
+
+        if self.weights is None:
+            raise BundleError(self.name, "has no weights", _how_to_get(self.metadata))
+        try:
+            network = create(self.spec.network, **self.spec.network_args)
+        except ValueError as err:
+            raise BundleError(self.root / _CONFIGS[1], f"network_def: {err}", "correct its arguments") from err
+        state = read(self.weights)
+        broken = [key for key, tensor in state.items() if not torch.isfinite(tensor).all()]
+        if broken:
+            raise BundleError(self.weights, f"{broken[0]} holds NaN or Inf", "restore the weights")
+        load_strictly(network, state, source=str(self.weights))
+        return network.eval()
+
+
+def _how_to_get(metadata: Mapping[str, Any]) -> str:
+    source = metadata.get("medseg", {}).get("weights_source", "")
+    return f"the authors publish them at {source}" if source else "train it, or restore models/model.pt"
+
+
+def load_bundle(bundle: str | Path = DEFAULT_BUNDLE) -> Bundle:
+    """Find a bundle and check its configuration and weights against its manifest.
+
+    Args:
+        bundle: a shipped or own bundle's name, or a bundle's folder.
+
+    Raises:
+        BundleError: not found, incomplete, damaged, or asking for something medseg does not run.
+    """
+    root = find_bundle(bundle)
+    weights = weights_of(root)
+    names = _CONFIGS if weights is None else (*_CONFIGS, weights.relative_to(root).as_posix())
+    check_manifest(root, names=names)
+    if weights is not None and weights.stat().st_size == 0:
+        raise BundleError(weights, "is empty", "restore the weights")
+    return Bundle(root.resolve().name, root, read_spec(root), read_json(root / _CONFIGS[0]), weights)
+
+
+def weights_of(root: Path) -> Path | None:
+    """The weights file of a bundle's folder, or None when it ships without."""
+    return next((root / name for name in _WEIGHTS if (root / name).is_file()), None)

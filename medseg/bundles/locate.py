@@ -1,0 +1,83 @@
+"""Finding a bundle by name or folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+from medseg.errors import BundleError
+
+DEFAULT_BUNDLE = "swin_unetr_hippocampus"
+_METADATA = Path("configs") / "metadata.json"
+
+
+def shipped_bundles() -> Path:
+    """Folder of the shipped bundles: inside the installed package, or bundles/ of a source checkout.
+
+    Raises:
+        BundleError: neither is there.
+    """
+    package = Path(str(resources.files("medseg")))
+    for folder in (package / "_bundles", package.parent / "bundles"):
+        if folder.is_dir():
+            return folder
+    raise BundleError("shipped bundles", "not found", "reinstall medseg, or give --bundle FOLDER")
+
+
+def user_bundles() -> Path:
+    """Folder of the user's own bundles: ``bundles`` in MEDSEG_HOME, or in the user's data folder.
+
+    The environment is read here and not in the command line, because the Python API, the review page and the
+    servers have to find the same bundles.
+    """
+    if home := os.environ.get("MEDSEG_HOME"):
+        return Path(home) / "bundles"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", str(Path.home() / "AppData" / "Local"))) / "medseg" / "bundles"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "medseg" / "bundles"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "medseg" / "bundles"
+
+
+def search_path() -> list[Path]:
+    """Folders that are searched for a name, first match first: shipped, the user's own, those of MEDSEG_BUNDLES."""
+    more = [Path(part) for part in os.environ.get("MEDSEG_BUNDLES", "").split(os.pathsep) if part]
+    return [shipped_bundles(), user_bundles(), *more]
+
+
+def all_bundles() -> Iterator[Path]:
+    """The folders of all bundles that a name can mean, sorted by name within each folder of the search path."""
+    seen: set[str] = set()
+    for folder in search_path():
+        if not folder.is_dir():
+            continue
+        for root in sorted(folder.iterdir()):
+            if (root / _METADATA).is_file() and root.name not in seen:
+                seen.add(root.name)
+                yield root
+
+
+def find_bundle(name: str | Path) -> Path:
+    """The folder of a bundle.
+
+    Args:
+        name: a folder that holds configs/metadata.json, or a name in the search path.
+
+    Raises:
+        BundleError: no such bundle; the message lists those that there are.
+    """
+    path = Path(name)
+    if (path / _METADATA).is_file():
+        return path
+    if path.exists() and len(path.parts) > 1:
+        problem = "is a file, not a bundle's folder" if path.is_file() else f"is a folder without {_METADATA}"
+        raise BundleError(path, problem, "give the folder that holds configs/ and models/")
+    if len(path.parts) == 1:  # a plain name cannot climb out of the folders searched
+        for folder in search_path():
+            if path.name and (folder / path / _METADATA).is_file():
+                return folder / path
+    known = ", ".join(root.name for root in all_bundles()) or "none"
+    raise BundleError(f"bundle {str(name)!r}", "not found", f"known: {known}; or give a bundle's folder")

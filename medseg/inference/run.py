@@ -1,0 +1,266 @@
+"""The straight line from a scan to a segmentation; every entry point of medseg goes through `infer`."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import medseg
+from medseg.bundles.load import Bundle, load_bundle
+from medseg.bundles.locate import DEFAULT_BUNDLE
+from medseg.bundles.spec import BundleSpec
+from medseg.errors import BundleError, MemoryBudgetError, UsageError
+from medseg.evaluation.volumes import LabelStatistics, label_statistics
+from medseg.inference.device import available_memory, choose_device
+from medseg.inference.preprocess import model_grid, preprocess
+from medseg.inference.record import BundleRecord, InputRecord, LabelRecord, ParameterRecord, Record
+from medseg.inference.restore import restore_labels, restore_probabilities
+from medseg.inference.sliding_window import sliding_window, window_count
+from medseg.inference.suitability import unsuitable
+from medseg.io import geometry
+from medseg.io.read import read_volume
+from medseg.io.volume import Volume
+from medseg.io.write import reserve, write_labels
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, all); stages in order: bundle, read, preprocess, network, restore, measure."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A segmentation on the scan's own grid.
+
+    Attributes:
+        label_map: (X, Y, Z), smallest sufficient unsigned integer type.
+        affine: the scan's, (4, 4) float64.
+        labels: value to name, background included.
+        statistics: measurements of each label but the background.
+        probabilities: (K, X, Y, Z) float32 when asked for, else None.
+        record: how the result came about.
+        volume: the scan.
+    """
+
+    label_map: NDArray[np.integer]
+    affine: NDArray[np.float64]
+    labels: Mapping[int, str]
+    statistics: tuple[LabelStatistics, ...]
+    probabilities: NDArray[np.float32] | None
+    record: Record
+    volume: Volume
+
+    def with_outputs(self, written: Mapping[str, str]) -> Result:
+        """The same result, its record naming the files that were written: kind to file name."""
+        return replace(self, record=self.record.model_copy(update={"outputs": dict(written)}))
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the label map as NIfTI, whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written, or exists. UsageError: the name does not end in .nii or .nii.gz.
+        """
+        target = reserve(Path(path), overwrite=overwrite, inputs=[self.volume.source.path])
+        write_labels(target, self.label_map, self.volume, names=self.labels)
+        return target.path
+
+
+def infer(
+    scan: str | Path | Sequence[str | Path],
+    *,
+    bundle: str | Path | Bundle = DEFAULT_BUNDLE,
+    device: str = "auto",
+    overlap: float | None = None,
+    tta: bool = False,
+    probabilities: bool = False,
+    force: bool = False,
+    volume_index: int | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Segment one scan.
+
+    Args:
+        scan: a volume, or one file for each channel of the bundle.
+        bundle: a bundle's name or folder, or a bundle from `load_bundle`.
+        device: auto, cpu, cuda or cuda:N.
+        overlap: share that neighbouring windows have in common, 0 to below 1; None takes the bundle's.
+        tta: average over flips along the axes that the bundle allows.
+        probabilities: keep the probability of each class on the scan's grid.
+        force: go on with a scan that is not what the bundle was trained on; the record keeps the warning.
+        volume_index: which volume of a 4D file, for a bundle of one channel.
+        progress: called as the work goes on.
+
+    Returns:
+        The segmentation with its measurements and its record.
+
+    Raises:
+        UsageError, InputError, BundleError, MemoryBudgetError, DeviceError: see `medseg.errors`.
+    """
+    report = progress or (lambda _stage, _done, _all: None)
+    clock = _Clock(report)
+    target = choose_device(device)
+    with clock("bundle"):
+        loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+        spec = _spec(loaded, overlap, tta=tta)
+        network = loaded.network().to(target)
+    with clock("read"):
+        volume = read_volume(scan, channels=spec.in_channels, volume_index=volume_index)
+        warnings = list(volume.source.warnings)
+        outside = unsuitable(volume, spec)
+        if outside and not force:
+            raise BundleError(
+                volume.source.path,
+                f"not what {loaded.name} was trained on: {'; '.join(outside)}",
+                "use --force to go on",
+            )
+        warnings += outside
+        _check_memory(volume, spec, keep=probabilities)
+    with clock("preprocess"):
+        case = preprocess(volume, spec)
+    flips = _flips(spec.mirror_axes if tta else ())
+    windows = len(flips) * window_count(case.image.shape[1:], spec.roi_size, spec.overlap)
+    with clock("network"):
+        mean = _mean_probabilities(case.image, network, spec, target, flips, windows, report)
+    if not bool(torch.isfinite(mean).all()):
+        raise BundleError(loaded.name, "produced NaN", "report it with the scan's intensity range")
+    with clock("restore"):
+        labels = restore_labels(mean, case.grid)
+        kept = restore_probabilities(mean, case.grid) if probabilities else None
+    with clock("measure"):
+        statistics = tuple(label_statistics(labels, volume.affine, spec.labels))
+    if not any(entry.voxels for entry in statistics):
+        warnings.append("no structure was found")
+    record = Record(
+        medseg=medseg.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        input=_input_record(scan, volume),
+        bundle=BundleRecord(
+            name=loaded.name,
+            version=loaded.version,
+            weights_sha256=loaded.sha256,
+            network=spec.network,
+            training_cases=loaded.metadata.get("medseg", {}).get("training_cases"),
+        ),
+        parameters=ParameterRecord(
+            overlap=spec.overlap,
+            roi_size=spec.roi_size,
+            blend=spec.blend,
+            tta=tta,
+            flips=len(flips),
+            forced=bool(outside),
+        ),
+        device=str(target),
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        windows=windows,
+        seconds=clock.seconds,
+        warnings=tuple(warnings),
+        labels=tuple(
+            LabelRecord(**{key: getattr(entry, key) for key in LabelRecord.model_fields}) for entry in statistics
+        ),
+    )
+    return Result(labels, volume.affine, spec.labels, statistics, kept, record, volume)
+
+
+class _Clock:
+    """Wall time of each stage."""
+
+    def __init__(self, report: Progress) -> None:
+        self.seconds: dict[str, float] = {}
+        self._report = report
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        self._report(stage, 0, 1)
+        begin = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - begin, 3)
+        log.info("%s: %.3f s", stage, self.seconds[stage])
+        self._report(stage, 1, 1)
+
+
+def _spec(bundle: Bundle, overlap: float | None, *, tta: bool) -> BundleSpec:
+    if tta and not bundle.spec.mirror_axes:
+        raise UsageError("--tta", f"{bundle.name} allows no flips", "run it without --tta")
+    if overlap is None:
+        return bundle.spec
+    if not 0 <= overlap < 1:
+        raise UsageError("--overlap", f"{overlap} is not in [0, 1)", "0.5 is usual")
+    return replace(bundle.spec, overlap=overlap)
+
+
+def _flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Every subset of the axes, the empty one first; as dimensions of (C, X, Y, Z)."""
+    dims = [axis + 1 for axis in axes]
+    return [subset for size in range(len(dims) + 1) for subset in itertools.combinations(dims, size)]
+
+
+@torch.inference_mode()
+def _mean_probabilities(
+    image: Tensor,
+    network: nn.Module,
+    spec: BundleSpec,
+    device: torch.device,
+    flips: Sequence[tuple[int, ...]],
+    windows: int,
+    report: Progress,
+) -> Tensor:
+    """Mean over the flips of the softmax of the blended logits, (K, X', Y', Z') float32."""
+    total = torch.zeros(())
+    for index, dims in enumerate(flips):
+        before = index * windows // len(flips)
+        logits = sliding_window(
+            image.flip(dims),
+            network,
+            roi_size=spec.roi_size,
+            overlap=spec.overlap,
+            blend=spec.blend,
+            padding=spec.padding,
+            padding_value=spec.padding_value,
+            sw_batch_size=spec.sw_batch_size,
+            device=device,
+            progress=lambda done, _all, before=before: report("network", before + done, windows),  # type: ignore[misc]
+        )
+        found = logits.softmax(dim=0).flip(dims)
+        total = found if index == 0 else total.add_(found)
+    return total.div_(len(flips))
+
+
+def _check_memory(volume: Volume, spec: BundleSpec, *, keep: bool) -> None:
+    """Refuse a scan whose arrays cannot fit, before the first of them is made."""
+    grid = model_grid(volume.shape, volume.affine, spec)
+    model, scan = float(np.prod(grid.shape)), float(np.prod(volume.shape))
+    model = max(model, float(np.prod(spec.roi_size)))
+    need = 4 * (model * (2 * spec.in_channels + 3 * spec.out_channels + 2) + scan * 5)
+    need += 8 * scan * spec.out_channels if keep else 0
+    free = available_memory()
+    if need > free:
+        raise MemoryBudgetError(
+            volume.source.path,
+            f"needs about {need / 2**30:.1f} GiB on the model grid {grid.shape}, {free / 2**30:.1f} GiB are free",
+            "crop the scan, or use a machine with more memory",
+        )
+
+
+def _input_record(scan: str | Path | Sequence[str | Path], volume: Volume) -> InputRecord:
+    paths = [scan] if isinstance(scan, str | Path) else scan
+    x, y, z = (round(float(value), 6) for value in geometry.spacing(volume.affine))
+    return InputRecord(
+        files=tuple(Path(path).name for path in paths),
+        sha256=volume.source.sha256,
+        format=volume.source.format,
+        shape=volume.shape,
+        spacing_mm=(x, y, z),
+        orientation=geometry.orientation(volume.affine),
+    )

@@ -1,0 +1,139 @@
+"""The files that go with a segmentation: label map, record, preview, and what was asked for beside them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.inference.run import Result
+from medseg.io.files import split_suffix
+from medseg.io.write import NIFTI_SUFFIXES, OutputSet, Target, reserve
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Places for the files of one case, checked to be writable.
+
+    Attributes:
+        labels: the label map.
+        record: JSON record of the run.
+        preview: PNG.
+        probabilities: NIfTI of (X, Y, Z, K), or None when not asked for.
+        statistics: CSV of the labels' measurements, or None when not asked for.
+    """
+
+    labels: Target
+    record: Target
+    preview: Target
+    probabilities: Target | None = None
+    statistics: Target | None = None
+
+
+def reserve_outputs(
+    scans: Sequence[Path],
+    output: Path | None = None,
+    *,
+    overwrite: bool = False,
+    probabilities: bool = False,
+    statistics: Path | None = None,
+) -> Outputs:
+    """Choose the names of all outputs of a case and check that they can be written, before the work begins.
+
+    Args:
+        scans: the case's files; the first names the case.
+        output: a label map's name, or a folder that exists (or ends in a slash); None: beside the scan.
+        overwrite: replace outputs of an earlier run.
+        probabilities: also a probability map.
+        statistics: also a CSV file of this name.
+
+    Raises:
+        OutputError: a folder is missing or not writable, or an output exists. UsageError: not a NIfTI suffix, or
+            an output is an input.
+    """
+    stem, _ = split_suffix(scans[0])
+    name = f"{stem}_seg.nii.gz"
+    if output is None:
+        labels = scans[0].parent / name
+    elif output.is_dir() or str(output).endswith("/"):
+        labels = output / name
+    else:
+        labels = output
+    base, _ = split_suffix(labels)
+
+    def beside(ending: str) -> Path:
+        return labels.with_name(base + ending)
+
+    def checked(path: Path, *suffixes: str) -> Target:
+        return reserve(path, overwrite=overwrite, inputs=scans, suffixes=suffixes)
+
+    return Outputs(
+        labels=checked(labels, *NIFTI_SUFFIXES),
+        record=checked(beside(".json")),
+        preview=checked(beside(".png")),
+        probabilities=checked(beside("_probabilities.nii.gz")) if probabilities else None,
+        statistics=checked(statistics, ".csv") if statistics is not None else None,
+    )
+
+
+def write_outputs(result: Result, outputs: Outputs) -> Result:
+    """Write every reserved output of a result; all of them appear, or none.
+
+    Returns:
+        The result, its record naming the outputs.
+
+    Raises:
+        OutputError: something cannot be written; nothing is left behind.
+    """
+    from medseg.report.preview import render_preview
+
+    targets = {
+        "labels": outputs.labels,
+        "record": outputs.record,
+        "preview": outputs.preview,
+        "probabilities": outputs.probabilities,
+        "statistics": outputs.statistics,
+    }
+    written = {kind: target.path.name for kind, target in targets.items() if target is not None}
+    result = result.with_outputs(written)
+    record = result.record
+    picture = render_preview(
+        result.volume.data[0],
+        result.label_map,
+        result.affine,
+        result.labels,
+        title=record.input.files[0],
+        lines=[f"{record.bundle.name} {record.bundle.version}", *record.warnings],
+    )
+    with OutputSet() as files:
+        files.add_labels(outputs.labels, result.label_map, result.volume, names=result.labels)
+        files.add_bytes(outputs.record, (record.model_dump_json(indent=2) + "\n").encode())
+        files.add_bytes(outputs.preview, picture)
+        if outputs.probabilities is not None and result.probabilities is not None:
+            files.add_float(outputs.probabilities, result.probabilities, result.volume)
+        if outputs.statistics is not None:
+            files.add_bytes(outputs.statistics, statistics_csv(result).encode())
+    return result
+
+
+def statistics_csv(result: Result) -> str:
+    """One row for each label: value, name, voxels, volume (ml), centroid (RAS mm), bounding box, components."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    axes = ("x", "y", "z")
+    writer.writerow(
+        ["case", "value", "name", "voxels", "volume_ml"]
+        + [f"centroid_{axis}_mm" for axis in axes]
+        + [f"{end}_{axis}" for axis in axes for end in ("first", "last")]
+        + ["components"]
+    )
+    case, _ = split_suffix(Path(result.record.input.files[0]))
+    for label in result.statistics:
+        centroid = label.centroid_mm or ("", "", "")
+        box = [end for bounds in label.bounding_box or (("", ""),) * 3 for end in bounds]
+        writer.writerow(
+            [case, label.value, label.name, label.voxels, label.volume_ml, *centroid, *box, label.components]
+        )
+    return text.getvalue()
