@@ -44,7 +44,7 @@ class SS2D(nn.Module):
     def __init__(self, channels: int, *, d_state: int = 16) -> None:
         super().__init__()
         inner, rank = 2 * channels, math.ceil(channels / 16)
-        self.split = (rank, d_state, d_state)
+        self.split = [rank, d_state, d_state]
         self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
         self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
         self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, rank + 2 * d_state, inner))
