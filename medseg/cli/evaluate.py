@@ -28,7 +28,9 @@ def evaluate(
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Label values to evaluate, e.g. 1,2; default: all.")] = None,
     tolerance: Annotated[float, typer.Option(help="Tolerance of NSD in mm.")] = 1.0,
-    split: Annotated[Path | None, typer.Option(help='JSON file {"train": [names], "val": [names]}.')] = None,
+    split: Annotated[
+        Path | None, typer.Option(help="JSON file with a list of case names for each part, e.g. train and val.")
+    ] = None,
     part: Annotated[str, typer.Option(help="Part of the split to evaluate.")] = "val",
     as_json: Annotated[bool, typer.Option("--json", help="Print all scores as JSON on stdout, and only that.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
@@ -36,8 +38,7 @@ def evaluate(
 ) -> None:
     """Compare segmentations with reference labels: Dice, HD95, NSD and volume error.
 
-    Files are paired by case name (the suffixes _seg and _0000 do not matter); label names come from the
-    dataset.json beside or above the references. Exit code 7: some cases could not be evaluated.
+    Files are paired by case name; the suffixes _seg and _0000 do not matter. Label names come from dataset.json.
 
     Example: medseg evaluate --prediction results --reference Task04/labelsTr --split split.json -o scores.csv
     """
@@ -141,26 +142,25 @@ def _print_table(evaluation: Evaluation) -> None:
         "dice": "Dice",
         "hd95_mm": "HD95, mm",
         "nsd": f"NSD at {evaluation.tolerance_mm:g} mm",
-        "volume_error_ml": "volume error, ml",
-        "volume_error_percent": "volume error, %",
+        "volume_error_ml": "volume, ml",
+        "volume_error_percent": "volume, %",
     }
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("label", "metric"):
-        table.add_column(column, no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("label, metric", no_wrap=True, max_width=28)
     for column in ("mean", "median", "std", "worst"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("worst case", overflow="fold")
     table.add_column("cases", justify="right", no_wrap=True)
-    label = None
+    label: tuple[int | None, str] | None = None
     for row in evaluation.summary:
-        if label is not None and row.name != label:
+        if (row.value, row.name) != label:
+            label = (row.value, row.name)
             table.add_section()
+            table.add_row(Text(row.name if row.value is None else f"{row.value} {row.name}", style="bold"))
         numbers = [_number(value, _DECIMALS[row.metric]) for value in (row.mean, row.median, row.std, row.worst)]
         count = f"{row.count} + {row.infinite} inf" if row.infinite else str(row.count)
-        name = row.name if row.name != label else ""
-        cells = (name, titles[row.metric], *numbers, row.worst_case or "-", count)
+        cells = (f"  {titles[row.metric]}", *numbers, row.worst_case or "-", count)
         table.add_row(*(Text(cell) for cell in cells))
-        label = row.name
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(80, Console(width=1000).measure(table).maximum))

@@ -58,8 +58,9 @@ def test_part_of_a_split_gives_code_0_a_table_and_a_csv(folders: tuple[Path, Pat
     output = tmp_path / "scores.csv"
     done = Done("--prediction", prediction, "--reference", reference, "--split", tmp_path / "split.json", "-o", output)
     assert (done.code, done.stderr, done.error) == (0, "", "")
-    row = next(line.split() for line in done.stdout.splitlines() if " Dice " in line)
-    assert row == ["[red]", "Cube", "Dice", "0.8333", "0.8333", "0.2357", "0.6667", "b", "2"]
+    table = done.stdout.splitlines()
+    (start,) = (number for number, line in enumerate(table) if line.strip() == "1 [red] Cube")
+    assert table[start + 1].split() == ["Dice", "0.8333", "0.8333", "0.2357", "0.6667", "b", "2"]
     with output.open() as file:
         rows = {row["case"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"a", "b"}
