@@ -14,6 +14,7 @@ from medseg.io import geometry
 SMALLEST_SPACING_MM = 0.01
 LARGEST_SPACING_MM = 50.0
 LARGEST_EXTENT_MM = 4000.0
+LARGEST_COORDINATE_MM = 1e7
 
 
 def volume_shape(path: Path, shape: Sequence[int]) -> tuple[int, ...]:
@@ -84,6 +85,8 @@ def check_grid(path: Path, shape: Sequence[int], affine: geometry.Affine) -> lis
     """
     if not np.isfinite(affine).all():
         raise InputError(path, "the affine holds NaN or infinite values", "export the scan again")
+    if np.abs(affine).max() > LARGEST_COORDINATE_MM:
+        raise InputError(path, "implausible position or voxel size, kilometres off", "export the scan again")
     if geometry.is_singular(affine):
         raise InputError(path, "the affine is singular: its axes do not span space", "export the scan again")
     size = geometry.spacing(affine)

@@ -6,6 +6,7 @@ The header is judged before a voxel is read, and the voxels are read slab by sla
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ _MAGIC = {348: (344, 4, b"n+1\0", b"ni1\0"), 540: (4, 8, b"n+2\0\r\n\x1a\n", b"n
 _UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 _XFORM_CODES = range(6)
 _IDENTITY = ("descrip", "db_name", "aux_file", "intent_name", "data_type")
+_FORMS_DIFFER_MM = 0.1
 _SLAB_BYTES = 16 << 20
 _CACHE_LINE_VOXELS = 16
 
@@ -269,38 +271,38 @@ def _geometry(path: Path, header: Any, shape: tuple[int, ...]) -> tuple[Any, geo
         if int(clean[name]) not in _XFORM_CODES:
             warnings.append(f"unknown {name} {int(clean[name])}, taken as not set")
             clean[name] = 0
-    qform_usable = _clean_qform(path, clean)
+    compare_forms = _clean_qform(path, clean)
     if clean["sform_code"] == 0:
         voxel = clean["pixdim"][1:4]
         if not np.isfinite(voxel).all() or (voxel == 0).any():
             raise InputError(path, "voxel size is unknown: no sform, and pixdim is zero or NaN", "export it again")
         if clean["qform_code"] == 0:
             warnings.append("neither sform nor qform is set: orientation is a guess, left and right may be exchanged")
-    affine = np.array(clean.get_best_affine(), dtype=np.float64)
-    if clean["sform_code"] > 0 and np.isfinite(affine).all():
-        size = geometry.spacing(affine)
-        voxel = clean["pixdim"][1:4]
-        for axis in range(3):
-            if not np.isfinite(voxel[axis]) or voxel[axis] == 0:
-                clean["pixdim"][1 + axis] = size[axis]
+    with np.errstate(over="ignore", invalid="ignore"):
+        affine = np.array(clean.get_best_affine(), dtype=np.float64)
+        qform = np.array(clean.get_qform(), dtype=np.float64) if compare_forms else None
     unit = int(clean["xyzt_units"]) & 7
     if unit not in _UNIT_MM:
         warnings.append(f"unknown unit code {unit}, millimetres assumed")
     scale = _UNIT_MM.get(unit, 1.0)
     affine[:3] *= scale
     warnings += checks.check_grid(path, shape, affine)
-    if clean["sform_code"] > 0 and clean["qform_code"] > 0 and qform_usable:
-        qform = np.array(clean.get_qform(), dtype=np.float64)
+    voxel = clean["pixdim"][1:4]
+    unknown = ~np.isfinite(voxel) | (voxel == 0)  # only possible where the sform gives the size
+    voxel[unknown] = geometry.spacing(affine)[unknown] / scale
+    if qform is not None and np.abs(qform).max() < checks.LARGEST_COORDINATE_MM:
         qform[:3] *= scale
-        if np.isfinite(qform).all():
-            shift = geometry.corner_shift(shape, affine, qform)
-            if shift > 0.1:
-                warnings.append(f"sform and qform differ by up to {shift:.3g} mm; sform is used")
+        shift = geometry.corner_shift(shape, affine, qform)
+        if shift > _FORMS_DIFFER_MM:
+            warnings.append(f"sform and qform differ by up to {shift:.3g} mm; sform is used")
     return clean, affine, tuple(warnings)
 
 
 def _clean_qform(path: Path, clean: Any) -> bool:
-    """Bring pixdim and quaternion of a header into the standard's range, in place; whether the qform can be used.
+    """Bring pixdim and quaternion of a header into the standard's range, in place.
+
+    Returns:
+        Whether sform and qform are both set and usable, so that they can be compared.
 
     Raises:
         InputError: the qform is what places the scan, and it is not usable.
@@ -314,8 +316,8 @@ def _clean_qform(path: Path, clean: Any) -> bool:
             raise InputError(path, f"pixdim[0] is {float(pixdim[0]):g}; -1, 0 or 1 expected", "export the scan again")
         pixdim[0] = 1
     quaternion = np.array([clean["quatern_b"], clean["quatern_c"], clean["quatern_d"]], dtype=np.float64)
-    length = float(np.linalg.norm(quaternion))
-    if not np.isfinite(length) or length > 1 + 1e-3:
+    length = math.hypot(*quaternion)
+    if not math.isfinite(length) or length > 1 + 1e-3:
         if decides:
             raise InputError(path, f"the qform's quaternion has length {length:g}, at most 1", "export the scan again")
         return False
@@ -323,7 +325,8 @@ def _clean_qform(path: Path, clean: Any) -> bool:
         # Rounding of the writer; unit length in float32 is within what readers accept.
         for name, value in zip(("quatern_b", "quatern_c", "quatern_d"), quaternion / length, strict=True):
             clean[name] = value
-    return bool(np.isfinite(pixdim[1:4]).all())
+    both = clean["sform_code"] > 0 and clean["qform_code"] > 0
+    return bool(both and np.isfinite(pixdim[1:4]).all())
 
 
 def _voxels(path: Path, stream: Stream, layout: _Layout, wanted: list[int], kind: np.dtype[Any]) -> NDArray[Any]:
