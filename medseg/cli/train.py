@@ -25,7 +25,7 @@ def train(
         str, typer.Option(help='Arguments of the network as JSON, e.g. \'{"feature_size": 12, "window_size": 4}\'.')
     ] = "{}",
     split: Annotated[
-        Path | None, typer.Option(help='JSON file {"train": [names], "val": [names]}; only one part is read.')
+        Path | None, typer.Option(help='JSON file {"train": (names), "val": (names)}; only one part is read.')
     ] = None,
     part: Annotated[str, typer.Option(help="Part of the split to train on.")] = "train",
     max_time: Annotated[
