@@ -288,7 +288,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         dims = [embed_dim * 2**level for level in range(LEVELS)]
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        rates = (drop_path * index / max(1, sum(depths) - 1) for index in range(sum(depths)))
         rates_of = [[next(rates) for _ in range(depth)] for depth in depths]
 
         def stage(level: int, *, downsample: bool = False, upsample: bool = False) -> Stage:
