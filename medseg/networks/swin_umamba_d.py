@@ -18,7 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from medseg.networks.layers.vss import VSSEncoder, VSSStage, check_image, check_stages
+from medseg.networks.layers.vss import VSSEncoder, VSSStage, check_image, check_stages, drop_path_rates
 
 _PATCH_SIZE = 4
 _DROP_PATH = 0.2
@@ -119,13 +119,13 @@ class VSSDecoder(nn.Module):
         super().__init__()
         self.deep_supervision = deep_supervision
         widths = tuple(reversed(dims))
-        rates = torch.split(torch.linspace(_DROP_PATH, 0, sum(depths)), list(depths))
+        rates = drop_path_rates(depths, first=_DROP_PATH, last=0.0)
         self.expand_layers = nn.ModuleList(PatchExpand(c, c // 2, factor=2) for c in widths[:-1])
         self.expand_layers.append(PatchExpand(dims[0], dims[0], factor=_PATCH_SIZE))
         self.concat_back_dim = nn.ModuleList(nn.Linear(2 * c, c) for c in widths[1:])
         self.stages = nn.ModuleList(
-            VSSStage(c, d_state=math.ceil(c / 3) if d_state is None else d_state, drop_paths=p.tolist())
-            for c, p in zip(widths[1:], rates, strict=True)
+            VSSStage(c, d_state=math.ceil(c / 3) if d_state is None else d_state, drop_paths=stage)
+            for c, stage in zip(widths[1:], rates, strict=True)
         )
         # All four heads are part of the published state dict, deep supervision or not.
         self.seg_layers = nn.ModuleList(nn.Conv2d(c, out_channels, 1) for c in (*widths[1:], dims[0]))

@@ -27,6 +27,7 @@ import functools
 import importlib.util
 import logging
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -128,7 +129,7 @@ def scan_directions(
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     inputs = tuple(x.to(dtype) for x in (u, dt, a, b, c, d, bias))
     chosen = _choose(backend, inputs[0])
-    with torch.autocast(u.device.type, enabled=False):
+    with _no_autocast(u.device.type):
         y: Tensor
         if chosen == "numba":
             y = _numba(*inputs, order)
@@ -145,6 +146,12 @@ def scan_directions(
         else:
             y = _blocked(*inputs)
         return y if order is None else torch.take_along_dim(y, order.argsort(1)[None, :, :, None], 2)
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[object]:
+    if not torch.amp.is_autocast_available(device_type):  # the meta device, on which shapes are worked out
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _check_shapes(

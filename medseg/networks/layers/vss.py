@@ -13,7 +13,6 @@ positions in four orders.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -92,13 +91,11 @@ class SS2D(nn.Module):
         return out
 
 
-@functools.lru_cache(maxsize=16)
 def _scan_order(height: int, width: int, device: torch.device) -> Tensor:
     """The order of the positions h * width + w along rows, columns, rows backwards, columns backwards, (4, H * W)."""
-    with torch.inference_mode(mode=False):  # a tensor made in inference mode could not be kept for training
-        rows = torch.arange(height * width, device=device)
-        columns = rows.view(height, width).t().flatten()
-        return torch.stack([rows, columns, rows.flip(0), columns.flip(0)])
+    rows = torch.arange(height * width, device=device)
+    columns = rows.view(height, width).t().flatten()
+    return torch.stack([rows, columns, rows.flip(0), columns.flip(0)])
 
 
 class VSSBlock(nn.Module):
@@ -209,9 +206,9 @@ class VSSEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(in_channels, dims[0], patch_size=patch_size)
-        rates = torch.split(torch.linspace(0, drop_path_rate, sum(depths)), list(depths))
+        rates = drop_path_rates(depths, first=0.0, last=drop_path_rate)
         self.layers = nn.ModuleList(
-            VSSStage(dim, d_state=d_state, drop_paths=p.tolist()) for dim, p in zip(dims, rates, strict=True)
+            VSSStage(dim, d_state=d_state, drop_paths=stage) for dim, stage in zip(dims, rates, strict=True)
         )
         self.downsamples = nn.ModuleList(PatchMerging(dim) for dim in dims[:-1])
         for module in self.modules():
@@ -225,6 +222,19 @@ class VSSEncoder(nn.Module):
             x = layer(x if i == 0 else self.downsamples[i - 1](x))
             stages.append(rearrange(x, "b h w c -> b c h w"))
         return stages
+
+
+def drop_path_rates(depths: Sequence[int], *, first: float, last: float) -> list[list[float]]:
+    """Rates that change linearly from block to block, one list for each stage.
+
+    Args:
+        depths: blocks per stage.
+        first: rate of the first block of all.
+        last: rate of the last.
+    """
+    count = sum(depths)
+    rates = iter([first + (last - first) * i / max(1, count - 1) for i in range(count)])
+    return [list(itertools.islice(rates, depth)) for depth in depths]
 
 
 def check_image(image: Tensor, *, in_channels: int, divisor: int) -> None:
