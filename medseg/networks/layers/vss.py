@@ -232,8 +232,8 @@ def drop_path_rates(depths: Sequence[int], *, first: float, last: float) -> list
         first: rate of the first block of all.
         last: rate of the last.
     """
-    count = sum(depths)
-    rates = iter([first + (last - first) * i / max(1, count - 1) for i in range(count)])
+    final = max(1, sum(depths) - 1)
+    rates = iter([((final - i) * first + i * last) / final for i in range(sum(depths))])
     return [list(itertools.islice(rates, depth)) for depth in depths]
 
 
