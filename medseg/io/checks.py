@@ -132,7 +132,7 @@ def make_finite(path: Path, data: NDArray[np.float32]) -> list[str]:
     if not replaced:
         return []
     share = 100.0 * replaced / data.size
-    return [f"{replaced} voxels ({share:.2g} %) are NaN or infinite and were replaced"]
+    return [f"{replaced} voxels ({share:.3g} %) are NaN or infinite and were replaced"]
 
 
 def to_integers(path: Path, data: NDArray[np.generic]) -> NDArray[np.integer]:

@@ -417,13 +417,15 @@ def _back_up(path: Path) -> Path | None:
 
 
 def _roll_back(item: _Staged) -> None:
-    """Undo the rename of one output."""
+    """Undo the rename of one output, if it came to it."""
+    renamed = not item.temporary.exists()
     with suppress(OSError):
-        if item.backup:
-            item.backup.replace(item.path)
-            item.backup.unlink(missing_ok=True)  # still there when both names meant the same file
-        elif not item.temporary.exists():
+        if item.backup is None and renamed:
             item.path.unlink()
+        elif item.backup is not None:
+            if renamed or not item.path.exists():
+                item.backup.replace(item.path)
+            item.backup.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
