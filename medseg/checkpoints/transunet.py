@@ -202,9 +202,9 @@ def _imagenet_positions(found: Tensor, tokens: int) -> tuple[Tensor, str]:
 
 def _resized_grid(positions: Tensor, tokens: int) -> Tensor:
     """Square grid of position embeddings (1, n, hidden) to (1, tokens, hidden), linearly, corners on corners."""
-    grid = rearrange(positions, "1 (h w) c -> 1 c h w", h=isqrt(positions.shape[1]))
+    grid = rearrange(positions.double(), "1 (h w) c -> 1 c h w", h=isqrt(positions.shape[1]))
     resized = F.interpolate(grid, size=(isqrt(tokens), isqrt(tokens)), mode="bilinear", align_corners=True)
-    return rearrange(resized, "1 c h w -> 1 (h w) c")
+    return rearrange(resized, "1 c h w -> 1 (h w) c").to(positions.dtype)
 
 
 def _how_resized(rows: int, tokens: int) -> str:

@@ -13,7 +13,7 @@ and column of the slice are lost. The published results were computed so, hence 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal, get_args
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 Resize = Literal["none", "published", "smooth"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class SlicePredictor:
     """A 2D network as a predictor of volumes.
 
@@ -46,6 +46,7 @@ class SlicePredictor:
     """
 
     network: Callable[[Tensor], Tensor | tuple[Tensor, ...]]
+    _: KW_ONLY
     axis: int
     size: tuple[int, int]
     batch_size: int = 8
