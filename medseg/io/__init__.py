@@ -1,1 +1,1 @@
-"""Reading and writing of volumes: one reader, one writer, no torch."""
+"""Reading and writing of volumes: one way in, one way out, no torch."""
