@@ -84,6 +84,24 @@ def open_regular(path: Path) -> BinaryIO:
         raise InputError(path, f"cannot be read ({err.strerror})", "check its permissions") from err
 
 
+def read_head(path: Path) -> bytes:
+    """The first `HEAD` bytes of a regular file.
+
+    Raises:
+        InputError: as `open_regular`.
+    """
+    with open_regular(path) as file:
+        try:
+            return file.read(HEAD)
+        except OSError as err:
+            raise unreadable(path, err) from err
+
+
+def unreadable(path: Path, err: OSError) -> InputError:
+    """The error for a file that was opened and then fails to deliver its bytes."""
+    return InputError(path, f"cannot be read ({err.strerror or err})", "check the disk or share")
+
+
 def sniff(head: bytes) -> str:
     """What a file is, by its first bytes.
 

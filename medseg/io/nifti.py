@@ -129,14 +129,9 @@ def read_labels(path: Path) -> tuple[NDArray[np.integer], geometry.Affine]:
 
 
 def _files(path: Path) -> tuple[Path, Path | None]:
-    """The file with the header, and the one with the voxels of a pair (None when the name says nothing of a pair)."""
-    _, suffix = split_suffix(path)
-    kind = suffix.lower().removesuffix(".gz")
-    if kind == ".img":
-        return _partner(path, ".hdr"), path
-    if kind == ".hdr":
-        return path, None
-    return path, None
+    """The file with the header, and the one with the voxels when the user named that one of a pair."""
+    suffix = split_suffix(path)[1].lower()
+    return (_partner(path, ".hdr"), path) if suffix in {".img", ".img.gz"} else (path, None)
 
 
 def _partner(path: Path, kind: str) -> Path:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import InputError
 from medseg.io import geometry, nifti
-from medseg.io.files import HEAD, open_regular, sniff, split_suffix
+from medseg.io.files import HEAD, open_regular, read_head, sniff, split_suffix
 from medseg.io.stream import Stream
 from medseg.io.volume import Volume
 
@@ -105,8 +105,7 @@ def _reader(path: Path) -> Any:
     if suffix in {".img", ".img.gz"}:  # voxels only: the header lies beside it
         open_regular(path).close()
         return nifti
-    with open_regular(path) as file:
-        head = file.read(HEAD)
+    head = read_head(path)
     kind = sniff(head)
     if kind == "gzip":
         with Stream(path) as stream:

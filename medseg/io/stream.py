@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
 from medseg.errors import InputError
-from medseg.io.files import open_regular
+from medseg.io.files import open_regular, unreadable
 
 if TYPE_CHECKING:
     import hashlib
@@ -65,8 +65,12 @@ class Stream:
         self.path = path
         self._file = open_regular(path)
         self.size = os.fstat(self._file.fileno()).st_size
-        self.packed = unpack and self._file.read(2) == b"\x1f\x8b"
-        self._file.seek(0)
+        try:
+            self.packed = unpack and self._file.read(2) == b"\x1f\x8b"
+            self._file.seek(0)
+        except OSError as err:
+            self._file.close()
+            raise unreadable(path, err) from err
         hashed = _Hashed(self._file, digest)
         self._reader: io.RawIOBase | gzip.GzipFile = gzip.GzipFile(fileobj=hashed, mode="rb") if self.packed else hashed
         self.limit = self.size * GZIP_RATIO if self.packed else self.size
@@ -97,7 +101,7 @@ class Stream:
         except (gzip.BadGzipFile, zlib.error) as err:
             raise InputError(self.path, "the gzip stream is damaged", "copy or download it again") from err
         except OSError as err:
-            raise InputError(self.path, f"cannot be read ({err.strerror})", "check the disk or share") from err
+            raise unreadable(self.path, err) from err
         return done
 
     def read(self, count: int) -> bytes:

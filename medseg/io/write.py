@@ -87,6 +87,8 @@ def reserve(
                 raise UsageError(path, f"the output is the input {source}", "choose another name")
         if path.is_dir():
             raise OutputError(path, "a folder of that name exists", "choose another name")
+        if path.exists() and not path.is_file():
+            raise OutputError(path, "a device or pipe of that name exists", "choose another name")
         if not overwrite and (path.exists() or path.is_symlink()):
             raise OutputError(path, "exists already", "use --overwrite to replace it")
         if not os.access(folder, os.W_OK | os.X_OK):

@@ -88,6 +88,14 @@ def test_labels_lie_on_the_scans_grid_to_the_last_bit(
     np.testing.assert_array_equal(read_labels(output)[0], labels)
 
 
+@pytest.mark.parametrize(("unit", "factor"), [(1, 0.001), (3, 1000.0)])
+def test_labels_of_a_scan_in_other_units_stay_in_those_units(tmp_path: Path, unit: int, factor: float) -> None:
+    affine = np.diag([factor, factor, factor, 1.0]) @ OBLIQUE
+    volume = scan(tmp_path / "s.nii.gz", affine=affine, xyzt_units=unit)
+    np.testing.assert_allclose(volume.affine, OBLIQUE, rtol=1e-5)
+    assert_same_geometry(write_labels(tmp_path / "out.nii.gz", labels_of(volume), volume), volume)
+
+
 def test_all_48_orientations_read_and_write_back(tmp_path: Path) -> None:
     reference = scan(tmp_path / "reference.nii")
     canonical = AxisOrder.to_canonical(reference.affine).apply(reference.data)
@@ -203,6 +211,9 @@ def test_reserve_refuses_what_cannot_be_written(tmp_path: Path, monkeypatch: pyt
         reserve(tmp_path / "folder.nii", overwrite=True)
     with pytest.raises(OutputError, match="does not exist"):
         reserve(existing / "out.nii")
+    os.mkfifo(tmp_path / "pipe.nii")
+    with pytest.raises(OutputError, match="device or pipe"):
+        reserve(tmp_path / "pipe.nii", overwrite=True)
     for name in ("scan.nii.gz", "link.nii.gz", "hard.nii.gz", "made/../scan.nii.gz"):
         with pytest.raises(UsageError, match="the output is the input"):
             reserve(tmp_path / name, overwrite=True, inputs=[source])
