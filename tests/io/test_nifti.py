@@ -245,15 +245,20 @@ def good() -> bytes:
     return b"".join(nifti())
 
 
+def long() -> bytes:
+    """A scan that is longer than what is read to tell the format, so that only the voxel pass meets its end."""
+    return b"".join(nifti(voxels(shape=(40, 40, 40))))
+
+
 def with_crc_broken() -> bytes:
-    packed = bytearray(gzip.compress(good()))
+    packed = bytearray(gzip.compress(long()))
     packed[-6] ^= 1
     return bytes(packed)
 
 
 def with_stored_bit_flipped() -> bytes:
-    packed = bytearray(gzip.compress(good(), 0))
-    packed[600] ^= 1
+    packed = bytearray(gzip.compress(long(), 0))
+    packed[100_000] ^= 1
     return bytes(packed)
 
 
@@ -270,11 +275,11 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "dicom.dcm": (lambda: bytes(128) + b"DICM" + bytes(100), "DICOM is not read"),
     "archive.zip": (lambda: b"PK\x03\x04" + bytes(100), "zip"),
     "short_header.nii": (lambda: good()[:200], "header ends after 200"),
-    "truncated.nii.gz": (lambda: gzip.compress(good())[:-60], "ends early"),
-    "no_trailer.nii.gz": (lambda: gzip.compress(good())[:-8], "ends early"),
+    "truncated.nii.gz": (lambda: gzip.compress(long())[:-60], "ends early"),
+    "no_trailer.nii.gz": (lambda: gzip.compress(long())[:-8], "ends early"),
     "wrong_crc.nii.gz": (with_crc_broken, "damaged"),
     "flipped_bit.nii.gz": (with_stored_bit_flipped, "damaged"),
-    "garbage_after.nii.gz": (lambda: gzip.compress(good()) + b"garbage", "damaged"),
+    "garbage_after.nii.gz": (lambda: gzip.compress(long()) + b"garbage", "damaged"),
     "few.nii": (lambda: good()[:-200], "holds 0.00022 of 0.00042 MB"),
     "few.nii.gz": (lambda: gzip.compress(good()[:-200]), "holds 0.00022 of 0.00042 MB"),
     "long_tail.nii.gz": (lambda: gzip.compress(good() + bytes(65 << 20)), "after the last voxel"),
