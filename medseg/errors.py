@@ -29,6 +29,21 @@ class MedsegError(Exception):
         return type(self), (self.subject, self.problem, self.remedy)
 
 
+class Interrupted(BaseException):  # noqa: N818 - no error: somebody asked for it
+    """SIGINT or SIGTERM stopped the work; what was to be saved is saved.
+
+    Not a KeyboardInterrupt, which the command line's library would swallow with an exit code of its own.
+
+    Args:
+        number: the signal's number.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.exit_code = 128 + number
+        super().__init__(number)
+
+
 class UsageError(MedsegError):
     """An option's value is out of range, or options contradict each other."""
 

@@ -15,7 +15,7 @@ from medseg.cli.bundles import app as bundles_app
 from medseg.cli.evaluate import evaluate
 from medseg.cli.infer import infer
 from medseg.cli.train import train
-from medseg.errors import MedsegError
+from medseg.errors import Interrupted, MedsegError
 
 log = logging.getLogger(__name__)
 
@@ -56,23 +56,23 @@ def options(
     logging.captureWarnings(capture=True)  # a library's warning goes to the log, not between medseg's lines
 
 
-def _terminate(number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(number)
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise Interrupted(number)
 
 
 def main() -> None:
     """Run the command line; a known failure is one line on stderr and its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         app()
     except MedsegError as error:
         log.debug("failed", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt as stop:
-        number = stop.args[0] if stop.args else signal.SIGINT
-        print(f"error: stopped by {signal.Signals(number).name}; nothing is half written", file=sys.stderr)
-        raise SystemExit(128 + number) from None
+    except Interrupted as stop:
+        print(f"error: stopped by {signal.Signals(stop.number).name}; nothing is half written", file=sys.stderr)
+        raise SystemExit(stop.exit_code) from None
     except MemoryError:
         print("error: out of memory; use a smaller scan, or a machine with more memory", file=sys.stderr)
         raise SystemExit(5) from None

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from medseg.bundles.spec import BundleSpec
-from medseg.errors import InputError
+from medseg.errors import InputError, Interrupted
 from medseg.inference.preprocess import strongest
 from medseg.inference.sliding_window import sliding_window
 from medseg.networks.registry import create
@@ -95,15 +95,8 @@ class Trainer:
         self.progress = Progress()
 
     def resume(self) -> None:
-        """Go on from last.pt.
-
-        Raises:
-            InputError: there is none.
-        """
-        path = self.output / "last.pt"
-        if not path.exists():
-            raise InputError(path, "no such file, nothing to resume", "start without --resume")
-        state = torch.load(path, map_location=self.device, weights_only=True)  # noqa: TID251
+        """Go on from last.pt."""
+        state = torch.load(self.output / "last.pt", map_location=self.device, weights_only=True)  # noqa: TID251
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -132,8 +125,9 @@ class Trainer:
                 begin = time.monotonic()
                 loss = self._step(next(feed))
                 running = self.progress.loss
-                self.progress.loss = loss if math.isnan(running) else 0.98 * running + 0.02 * loss
                 self.progress.step += 1
+                share = max(0.02, 1 / self.progress.step)  # a plain mean at first, then of about the last 50 steps
+                self.progress.loss = loss if math.isnan(running) else (1 - share) * running + share * loss
                 self.progress.seconds += time.monotonic() - begin
                 if report is not None:
                     report(self.progress, self.progress.fraction(self.config))
@@ -147,7 +141,7 @@ class Trainer:
                 self._validate(held_out, board)
             self._save()
         if stopped:
-            raise KeyboardInterrupt(stopped[0])
+            raise Interrupted(stopped[0])
         return self.progress
 
     def _step(self, batch: dict[str, Tensor]) -> float:
@@ -260,7 +254,7 @@ def _stop_signals() -> Iterator[list[int]]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         if received:
-            raise KeyboardInterrupt(number)
+            raise Interrupted(number)
         received.append(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

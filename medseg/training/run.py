@@ -66,6 +66,8 @@ def train(
     cases = _training_cases(dataset, split, part)
     learn, held_out = divide(cases, config.holdout, config.seed)
     if resume:
+        if not (output / "last.pt").exists():
+            raise InputError(output, "holds no last.pt, nothing to resume", "start without --resume")
         config, spec = load_run(output)
         learn, held_out = divide(cases, config.holdout, config.seed)
     else:
