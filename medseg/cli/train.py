@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -153,20 +154,23 @@ def _minutes(text: str | None) -> float | None:
 
 
 class _Display:
-    """Rich progress of a run on stderr: preparation, then share done, loss, Dice and the time left."""
+    """Progress of a run on stderr: a bar with loss, Dice and time left; in a log file a line for each percent."""
 
     def __init__(self, *, quiet: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+        console = Console(stderr=True)
+        self._plain = not quiet and not console.is_terminal
+        self._reported = -1
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
-            disable=quiet,
+            console=console,
+            disable=quiet or not console.is_terminal,
         )
         self._tasks: dict[str, Any] = {}
 
@@ -186,6 +190,9 @@ class _Display:
         dice = sum(progress.dice.values()) / len(progress.dice) if progress.dice else float("nan")
         note = f"step {progress.step}  loss {progress.loss:.3f}  held-out Dice {dice:.3f}"
         self._bar.update(self._task("train"), completed=share, note=note)
+        if self._plain and int(100 * share) > self._reported:
+            self._reported = int(100 * share)
+            print(f"{self._reported:3d} %  {note}", file=sys.stderr)
 
     def _task(self, name: str) -> Any:
         if name not in self._tasks:
