@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.bundles.integrity import check_manifest, sha256_of
 from medseg.bundles.locate import DEFAULT_BUNDLE, find_bundle
+from medseg.bundles.locate import weights_of as weights_of
 from medseg.bundles.spec import BundleSpec, read_json, read_spec
 from medseg.errors import BundleError
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 _CONFIGS = ("configs/metadata.json", "configs/inference.json")
-_WEIGHTS = ("models/model.safetensors", "models/model.pt")
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,10 @@ class Bundle:
 
         from medseg.checkpoints.files import read
         from medseg.checkpoints.state import load_strictly
-        from medseg.networks.registry import create
 
         if self.weights is None:
-            raise BundleError(self.name, "has no weights", _how_to_get(self.metadata))
-        try:
-            network = create(self.spec.network, **self.spec.network_args)
-        except ValueError as err:
-            raise BundleError(self.root / _CONFIGS[1], f"network_def: {err}", "correct its arguments") from err
+            raise BundleError(self.name, "has no weights", self.how_to_get_weights())
+        network = self.untrained_network()
         state = read(self.weights)
         broken = [key for key, tensor in state.items() if not torch.isfinite(tensor).all()]
         if broken:
@@ -72,10 +68,25 @@ class Bundle:
         load_strictly(network, state, source=str(self.weights))
         return network.eval()
 
+    def untrained_network(self) -> nn.Module:
+        """The network with random weights.
 
-def _how_to_get(metadata: Mapping[str, Any]) -> str:
-    source = metadata.get("medseg", {}).get("weights_source", "")
-    return f"the authors publish them at {source}" if source else "train it, or restore models/model.pt"
+        Raises:
+            BundleError: its arguments are not allowed.
+        """
+        from medseg.networks.registry import create
+
+        try:
+            return create(self.spec.network, **self.spec.network_args)
+        except ValueError as err:
+            raise BundleError(self.root / _CONFIGS[1], f"network_def: {err}", "correct its arguments") from err
+
+    def how_to_get_weights(self) -> str:
+        """Where the weights of a bundle that ships without are, and what to do with them."""
+        source = self.metadata.get("medseg", {}).get("weights_source", "")
+        if not source:
+            return "train it, or restore models/model.pt"
+        return f"{source}; then run: medseg weights import {self.name} CHECKPOINT"
 
 
 def load_bundle(bundle: str | Path = DEFAULT_BUNDLE) -> Bundle:
@@ -94,8 +105,3 @@ def load_bundle(bundle: str | Path = DEFAULT_BUNDLE) -> Bundle:
     if weights is not None and weights.stat().st_size == 0:
         raise BundleError(weights, "is empty", "restore the weights")
     return Bundle(root.resolve().name, root, read_spec(root), read_json(root / _CONFIGS[0]), weights)
-
-
-def weights_of(root: Path) -> Path | None:
-    """The weights file of a bundle's folder, or None when it ships without."""
-    return next((root / name for name in _WEIGHTS if (root / name).is_file()), None)

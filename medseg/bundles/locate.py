@@ -12,6 +12,7 @@ from medseg.errors import BundleError
 
 DEFAULT_BUNDLE = "swin_unetr_hippocampus"
 _METADATA = Path("configs") / "metadata.json"
+_WEIGHTS = ("models/model.safetensors", "models/model.pt")
 
 
 def shipped_bundles() -> Path:
@@ -43,7 +44,11 @@ def user_bundles() -> Path:
 
 
 def search_path() -> list[Path]:
-    """Folders that are searched for a name, first match first: shipped, the user's own, those of MEDSEG_BUNDLES."""
+    """Folders that are searched for a name, in order: shipped, the user's own, those of MEDSEG_BUNDLES.
+
+    The first match that has weights counts, so that a shipped bundle without them gives way to the user's copy with
+    imported ones; without any such match, the first.
+    """
     more = [Path(part) for part in os.environ.get("MEDSEG_BUNDLES", "").split(os.pathsep) if part]
     return [shipped_bundles(), user_bundles(), *more]
 
@@ -57,7 +62,7 @@ def all_bundles() -> Iterator[Path]:
         for root in sorted(folder.iterdir()):
             if (root / _METADATA).is_file() and root.name not in seen:
                 seen.add(root.name)
-                yield root
+                yield _by_name(root.name) or root
 
 
 def find_bundle(name: str | Path) -> Path:
@@ -75,9 +80,18 @@ def find_bundle(name: str | Path) -> Path:
     if path.exists() and len(path.parts) > 1:
         problem = "is a file, not a bundle's folder" if path.is_file() else f"is a folder without {_METADATA}"
         raise BundleError(path, problem, "give the folder that holds configs/ and models/")
-    if len(path.parts) == 1:  # a plain name cannot climb out of the folders searched
-        for folder in search_path():
-            if path.name and (folder / path / _METADATA).is_file():
-                return folder / path
+    # A plain name cannot climb out of the folders searched.
+    if len(path.parts) == 1 and path.name and (found := _by_name(path.name)):
+        return found
     known = ", ".join(root.name for root in all_bundles()) or "none"
     raise BundleError(f"bundle {str(name)!r}", "not found", f"known: {known}; or give a bundle's folder")
+
+
+def weights_of(root: Path) -> Path | None:
+    """The weights file of a bundle's folder, or None when it ships without."""
+    return next((root / name for name in _WEIGHTS if (root / name).is_file()), None)
+
+
+def _by_name(name: str) -> Path | None:
+    roots = [folder / name for folder in search_path() if (folder / name / _METADATA).is_file()]
+    return next((root for root in roots if weights_of(root)), roots[0] if roots else None)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from medseg.errors import BundleError
 from medseg.networks.registry import name_of, target_of
@@ -19,7 +19,9 @@ from medseg.networks.registry import name_of, target_of
 Padding = Literal["constant", "replicate", "reflect"]
 Blend = Literal["gaussian", "constant"]
 Activation = Literal["softmax", "sigmoid"]
+Resize = Literal["none", "published", "smooth"]
 
+_VOLUMES, _SLICES = "SlidingWindowInferer", "medseg.inference.SliceInferer"
 _MAX_JSON_BYTES = 1_000_000
 _MAX_NESTING = 32
 
@@ -88,6 +90,37 @@ class Suitability:
     tolerance: float = 1.5
 
 
+@dataclass(frozen=True, slots=True)
+class SliceSpec:
+    """How a 2D network goes over volumes; the window's size in the slices is that of `BundleSpec.roi_size`.
+
+    Attributes:
+        axis: axis of the model grid that is cut into slices: 0, 1 or 2. The window is one voxel thick along it.
+        resize: "none" slides the window over each slice; "published" and "smooth" stretch each whole slice to the
+            window, see `medseg.inference.slices`.
+        neighbours: slices on each side that are channels too, slice by slice, the outermost slice repeated.
+    """
+
+    axis: int
+    resize: Resize = "none"
+    neighbours: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """An output channel of its own, which may overlap the others, and the label it becomes.
+
+    Attributes:
+        name: the channel's name ("WT").
+        channel: its number among the network's outputs.
+        label: the value that voxels above one half get in the label map.
+    """
+
+    name: str
+    channel: int
+    label: int
+
+
 @dataclass(frozen=True)
 class BundleSpec:
     """Everything inference needs to know about a bundle.
@@ -96,8 +129,8 @@ class BundleSpec:
         network: the architecture's name in `medseg.networks.registry`.
         network_args: constructor arguments of the architecture.
         channels: name of each input channel, in order.
-        labels: value of each output label, 0 (background) included, to its name.
-        activation: softmax (exclusive labels) or sigmoid (overlapping channels).
+        labels: value of each label in the label map, 0 (background) included, to its name.
+        activation: softmax (exclusive labels, one channel each) or sigmoid (overlapping channels, see `regions`).
         orientation: axis codes of the model grid ("RAS"), or None to keep the scan's axes.
         spacing: voxel size of the model grid in mm, or None to keep the scan's.
         intensity: steps applied in order on the model grid.
@@ -108,6 +141,8 @@ class BundleSpec:
         padding_value: the value for constant padding, after the intensity steps.
         sw_batch_size: windows for each pass through the network.
         mirror_axes: model-grid axes along which a flip keeps the anatomy valid; what ``--tta`` uses.
+        slices: how a 2D network goes over volumes; None for a 3D network.
+        regions: with sigmoid, how the channels become labels: each in turn paints over the ones before it.
         suitability: what the bundle was trained on.
     """
 
@@ -126,17 +161,38 @@ class BundleSpec:
     padding_value: float = 0.0
     sw_batch_size: int = 1
     mirror_axes: tuple[int, ...] = ()
+    slices: SliceSpec | None = None
+    regions: tuple[Region, ...] = ()
     suitability: Suitability = field(default_factory=Suitability)
 
     @property
     def in_channels(self) -> int:
-        """Number of input channels."""
+        """Number of the scan's channels."""
         return len(self.channels)
 
     @property
     def out_channels(self) -> int:
         """Number of output channels, background included where softmax is used."""
-        return len(self.labels)
+        return len(self.outputs)
+
+    @property
+    def outputs(self) -> Mapping[int, str]:
+        """The network's output channels: number to name."""
+        if not self.regions:
+            return self.labels
+        return {region.channel: region.name for region in sorted(self.regions, key=lambda region: region.channel)}
+
+    @property
+    def network_channels(self) -> int:
+        """Number of channels that the network sees: with neighbouring slices a multiple of the scan's."""
+        return self.in_channels * (1 if self.slices is None else 2 * self.slices.neighbours + 1)
+
+    @property
+    def network_size(self) -> tuple[int, ...]:
+        """The window as the network sees it: (D, H, W), or (h, w) for a 2D network."""
+        if self.slices is None:
+            return self.roi_size
+        return tuple(size for axis, size in enumerate(self.roi_size) if axis != self.slices.axis)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -198,14 +254,19 @@ def parse_spec(metadata: Mapping[str, Any], config: Mapping[str, Any], where: Pa
     network, network_args = _network(config, where)
     orientation, spacing, intensity = _preprocessing(config, where)
     inferer = _section(config, "inferer", where)
-    if inferer.get("_target_") != "SlidingWindowInferer":
-        raise BundleError(where, f"inferer is {inferer.get('_target_')!r}", "medseg knows SlidingWindowInferer")
+    if inferer.get("_target_") not in (_VOLUMES, _SLICES):
+        raise BundleError(where, f"inferer is {inferer.get('_target_')!r}", f"medseg knows {_VOLUMES} and {_SLICES}")
     try:
         io_format = metadata["network_data_format"]
         image, pred = io_format["inputs"]["image"], io_format["outputs"]["pred"]
         channels = tuple(str(image["channel_def"][str(i)]) for i in range(int(image["num_channels"])))
-        labels = {int(value): str(name) for value, name in pred["channel_def"].items()}
         own = metadata.get("medseg", {})
+        regions = tuple(
+            Region(str(pred["channel_def"][str(int(entry["channel"]))]), int(entry["channel"]), int(entry["label"]))
+            for entry in own.get("regions", ())
+        )
+        named = own["labels"] if regions else pred["channel_def"]
+        labels = {int(value): str(name) for value, name in named.items()}
         suitable = own.get("suitability", {})
         spec = BundleSpec(
             network=network,
@@ -223,6 +284,8 @@ def parse_spec(metadata: Mapping[str, Any], config: Mapping[str, Any], where: Pa
             padding_value=float(inferer.get("cval", 0.0)),
             sw_batch_size=int(inferer.get("sw_batch_size", 1)),
             mirror_axes=tuple(int(axis) for axis in own.get("mirror_axes", ())),
+            slices=_slices(inferer),
+            regions=regions,
             suitability=Suitability(
                 modality=str(image.get("modality", "")),
                 extent_mm=_range(suitable.get("extent_mm")),
@@ -237,17 +300,32 @@ def parse_spec(metadata: Mapping[str, Any], config: Mapping[str, Any], where: Pa
 
 
 def _check(spec: BundleSpec, out_channels: int, where: Path) -> None:
-    if spec.out_channels != out_channels or set(spec.labels) != set(range(out_channels)):
-        raise BundleError(where, f"{out_channels} outputs but labels {sorted(spec.labels)}", "correct channel_def")
-    for key, expected in (("in_channels", spec.in_channels), ("out_channels", spec.out_channels)):
+    if set(spec.outputs) != set(range(out_channels)):
+        raise BundleError(where, f"{out_channels} outputs but labels {sorted(spec.outputs)}", "correct channel_def")
+    if (spec.activation == "sigmoid") != bool(spec.regions):
+        raise BundleError(
+            where, f"{spec.activation} with {len(spec.regions)} regions", "sigmoid needs regions, softmax takes none"
+        )
+    if not {0, *(region.label for region in spec.regions)} <= set(spec.labels):
+        raise BundleError(where, "a region's label has no name, or 0 has none", "correct medseg.labels")
+    if spec.slices is not None and spec.roi_size[spec.slices.axis] != 1:
+        raise BundleError(
+            where, f"roi_size {list(spec.roi_size)} is not 1 along axis {spec.slices.axis}", "correct inferer.roi_size"
+        )
+    for key, expected in (
+        ("in_channels", spec.network_channels),
+        ("out_channels", spec.out_channels),
+        ("num_classes", spec.out_channels),
+    ):
         stated = spec.network_args.get(key, expected)
         if stated != expected:
             raise BundleError(where, f"network_def has {key} {stated}, metadata.json says {expected}", "correct one")
     if not 0 <= spec.overlap < 1:
         raise BundleError(where, f"overlap {spec.overlap} is not in [0, 1)", "correct inferer.overlap")
     for name, value, known in (
-        ("mode", spec.blend, ("gaussian", "constant")),
-        ("padding_mode", spec.padding, ("constant", "replicate", "reflect")),
+        ("mode", spec.blend, get_args(Blend)),
+        ("padding_mode", spec.padding, get_args(Padding)),
+        ("resize", "none" if spec.slices is None else spec.slices.resize, get_args(Resize)),
     ):
         if value not in known:
             raise BundleError(where, f"inferer.{name} is {value!r}", f"medseg knows {', '.join(known)}")
@@ -335,6 +413,15 @@ def _activation(config: Mapping[str, Any], where: Path) -> Activation:
     return "softmax"
 
 
+def _slices(inferer: Mapping[str, Any]) -> SliceSpec | None:
+    if inferer["_target_"] != _SLICES:
+        return None
+    found = SliceSpec(int(inferer["axis"]), inferer.get("resize", "none"), int(inferer.get("neighbours", 0)))
+    if found.axis not in (0, 1, 2) or found.neighbours < 0:
+        raise ValueError(f"axis {found.axis}, neighbours {found.neighbours}")
+    return found
+
+
 def _triple(values: Any, kind: Any) -> Any:
     found = tuple(kind(value) for value in values)
     if len(found) != 3 or any(value <= 0 for value in found):
@@ -368,7 +455,7 @@ def config_of(spec: BundleSpec) -> dict[str, Any]:
             ],
         },
         "inferer": {
-            "_target_": "SlidingWindowInferer",
+            **({"_target_": _VOLUMES} if spec.slices is None else {"_target_": _SLICES, **asdict(spec.slices)}),
             "roi_size": list(spec.roi_size),
             "sw_batch_size": spec.sw_batch_size,
             "overlap": spec.overlap,

@@ -77,7 +77,8 @@ def verify_bundle(bundle: str | Path) -> Iterator[Check]:
         return
     yield Check("inference.json", passed=True, found="only what medseg runs itself")
     if loaded.weights is None:
-        yield Check("weights", passed=True, found="none shipped; see docs/README.md of the bundle")
+        yield Check("weights", passed=True, found=f"none shipped; {loaded.how_to_get_weights()}")
+        yield _check("network", lambda: _network(loaded))
     else:
         yield _check("forward pass", lambda: _forward(loaded))
 
@@ -141,10 +142,19 @@ def _forward(bundle: Bundle) -> str:
     spec = bundle.spec
     network = bundle.network()
     with torch.inference_mode():
-        found = network(torch.zeros(1, spec.in_channels, *spec.roi_size))
+        found = network(torch.zeros(1, spec.network_channels, *spec.network_size))
     logits = found if isinstance(found, torch.Tensor) else found[0]
-    wanted = (1, spec.out_channels, *spec.roi_size)
+    wanted = (1, spec.out_channels, *spec.network_size)
     if tuple(logits.shape) != wanted:
         raise BundleError(bundle.name, f"gives {tuple(logits.shape)}, not {wanted}", "correct metadata.json")
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return f"{tuple(logits.shape)} from a window of {spec.roi_size}; {parameters:,} parameters"
+    return f"{tuple(logits.shape)} from a window of {spec.network_size}; {parameters:,} parameters"
+
+
+def _network(bundle: Bundle) -> str:
+    """The network of a bundle without weights can be built; on the meta device, where nothing is computed."""
+    import torch
+
+    with torch.device("meta"):
+        network = bundle.untrained_network()
+    return f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters"

@@ -20,8 +20,8 @@ def write_configs(root: Path, spec: BundleSpec, metadata: Mapping[str, Any], tra
     Args:
         root: the bundle's folder.
         spec: what inference reads.
-        metadata: name, task, description, data_source, data_license, training_cases, held_out_cases; it may also
-            override any other field of metadata.json.
+        metadata: name, task, description, data_source, data_license, training_cases, held_out_cases,
+            weights_source; it may also override any other field of metadata.json.
         train: content of train.json.
     """
     folder = root / "configs"
@@ -36,7 +36,7 @@ def write_configs(root: Path, spec: BundleSpec, metadata: Mapping[str, Any], tra
 
 def metadata_config(spec: BundleSpec, described: Mapping[str, Any]) -> dict[str, Any]:
     """metadata.json in MONAI's schema of 2024-07-25, medseg's own facts under ``medseg``."""
-    own = ("data_license", "training_cases", "held_out_cases")
+    own = ("data_license", "training_cases", "held_out_cases", "weights_source")
     suitable = spec.suitability
     return {
         "schema": _SCHEMA,
@@ -80,19 +80,30 @@ def metadata_config(spec: BundleSpec, described: Mapping[str, Any]) -> dict[str,
                     "dtype": "float32",
                     "value_range": [],
                     "is_patch_data": True,
-                    "channel_def": {str(value): name for value, name in spec.labels.items()},
+                    "channel_def": {str(channel): name for channel, name in spec.outputs.items()},
                 }
             },
         },
         "medseg": {
             **{key: described[key] for key in own if key in described},
             "mirror_axes": list(spec.mirror_axes),
+            **_overlapping(spec),
             "suitability": {
                 "extent_mm": suitable.extent_mm,
                 "spacing_mm": suitable.spacing_mm,
                 "tolerance": suitable.tolerance,
             },
         },
+    }
+
+
+def _overlapping(spec: BundleSpec) -> dict[str, Any]:
+    """How overlapping channels become labels; nothing where each channel is a label."""
+    if not spec.regions:
+        return {}
+    return {
+        "labels": {str(value): name for value, name in spec.labels.items()},
+        "regions": [{"channel": region.channel, "label": region.label} for region in spec.regions],
     }
 
 

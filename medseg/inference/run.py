@@ -26,6 +26,7 @@ from medseg.inference.device import available_memory, choose_device
 from medseg.inference.preprocess import model_grid, preprocess
 from medseg.inference.record import BundleRecord, InputRecord, LabelRecord, ParameterRecord, Record
 from medseg.inference.restore import restore_labels, restore_probabilities
+from medseg.inference.slice_inferer import SliceInferer
 from medseg.inference.sliding_window import sliding_window, window_count
 from medseg.inference.suitability import unsuitable
 from medseg.io import geometry
@@ -129,13 +130,13 @@ def infer(
     with clock("preprocess"):
         case = preprocess(volume, spec)
     flips = _flips(spec.mirror_axes if tta else ())
-    windows = len(flips) * window_count(case.image.shape[1:], spec.roi_size, spec.overlap)
+    windows = len(flips) * _windows(case.image.shape[1:], spec)
     with clock("network"):
         mean = _mean_probabilities(case.image, network, spec, target, flips, windows, report)
     if not bool(torch.isfinite(mean).all()):
         raise BundleError(loaded.name, "produced NaN", "report it with the scan's intensity range")
     with clock("restore"):
-        labels = restore_labels(mean, case.grid)
+        labels = restore_labels(mean, case.grid, spec.regions)
         kept = restore_probabilities(mean, case.grid) if probabilities else None
     with clock("measure"):
         statistics = tuple(label_statistics(labels, volume.affine, spec.labels))
@@ -216,25 +217,60 @@ def _mean_probabilities(
     windows: int,
     report: Progress,
 ) -> Tensor:
-    """Mean over the flips of the softmax of the blended logits, (K, X', Y', Z') float32."""
+    """Mean over the flips of the probabilities of the blended logits, (K, X', Y', Z') float32."""
     total = torch.zeros(())
     for index, dims in enumerate(flips):
         before = index * windows // len(flips)
-        logits = sliding_window(
+        logits = volume_logits(
             image.flip(dims),
             network,
-            roi_size=spec.roi_size,
-            overlap=spec.overlap,
-            blend=spec.blend,
-            padding=spec.padding,
-            padding_value=spec.padding_value,
-            sw_batch_size=spec.sw_batch_size,
-            device=device,
+            spec,
+            device,
             progress=lambda done, _all, before=before: report("network", before + done, windows),  # type: ignore[misc]
         )
-        found = logits.softmax(dim=0).flip(dims)
+        found = (logits.sigmoid() if spec.activation == "sigmoid" else logits.softmax(dim=0)).flip(dims)
         total = found if index == 0 else total.add_(found)
     return total.div_(len(flips))
+
+
+def volume_logits(
+    image: Tensor,
+    network: nn.Module,
+    spec: BundleSpec,
+    device: torch.device,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Logits (K, X', Y', Z') float32 of a preprocessed image (C, X', Y', Z'), by a 3D or a 2D network.
+
+    Args:
+        image: on the host.
+        network: the bundle's, in eval mode, on `device`.
+        spec: window, overlap, blending, padding, slices.
+        device: where the network lives.
+        progress: called with (windows done, windows in all).
+    """
+    if spec.slices is not None:
+        return SliceInferer.of(spec)(image[None], network, device=device, progress=progress)[0]
+    return sliding_window(
+        image,
+        network,
+        roi_size=spec.roi_size,
+        overlap=spec.overlap,
+        blend=spec.blend,
+        padding=spec.padding,
+        padding_value=spec.padding_value,
+        sw_batch_size=spec.sw_batch_size,
+        device=device,
+        progress=progress,
+    )
+
+
+def _windows(shape: Sequence[int], spec: BundleSpec) -> int:
+    """How often the network looks at a model grid of this shape."""
+    if spec.slices is not None:
+        return SliceInferer.of(spec).window_count(tuple(shape))
+    return window_count(shape, spec.roi_size, spec.overlap)
 
 
 def _check_memory(volume: Volume, spec: BundleSpec, *, keep: bool) -> None:
@@ -242,7 +278,7 @@ def _check_memory(volume: Volume, spec: BundleSpec, *, keep: bool) -> None:
     grid = model_grid(volume.shape, volume.affine, spec)
     model, scan = float(np.prod(grid.shape)), float(np.prod(volume.shape))
     model = max(model, float(np.prod(spec.roi_size)))
-    need = 4 * (model * (2 * spec.in_channels + 3 * spec.out_channels + 2) + scan * 5)
+    need = 4 * (model * (spec.in_channels + spec.network_channels + 3 * spec.out_channels + 2) + scan * 5)
     need += 8 * scan * spec.out_channels if keep else 0
     free = available_memory()
     if need > free:

@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from medseg.bundles.spec import BundleSpec
 from medseg.errors import InputError, Interrupted
 from medseg.inference.preprocess import strongest
-from medseg.inference.sliding_window import sliding_window
+from medseg.inference.run import volume_logits
 from medseg.networks.registry import create
 from medseg.training.augment import crop_transform
 from medseg.training.config import TrainingConfig
@@ -222,19 +222,8 @@ class Trainer:
 
 @torch.inference_mode()
 def predict(image: Tensor, network: nn.Module, spec: BundleSpec, device: torch.device) -> Tensor:
-    """Labels (X', Y', Z') of a preprocessed image, by the engine's sliding window on the model grid."""
-    logits = sliding_window(
-        image,
-        network,
-        roi_size=spec.roi_size,
-        overlap=spec.overlap,
-        blend=spec.blend,
-        padding=spec.padding,
-        padding_value=spec.padding_value,
-        sw_batch_size=spec.sw_batch_size,
-        device=device,
-    )
-    return strongest(iter(logits))
+    """Labels (X', Y', Z') of a preprocessed image on the model grid, by the engine."""
+    return strongest(iter(volume_logits(image, network, spec, device)))
 
 
 def save_tensors(path: Path, state: dict[str, Any]) -> None:

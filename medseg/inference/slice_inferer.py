@@ -1,0 +1,155 @@
+"""2D networks over volumes, as an inferer: what the engine and MONAI's bundle runner call for a slice-wise bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from medseg.bundles.spec import Blend, BundleSpec, Padding, Resize
+from medseg.inference.slices import SlicePredictor
+from medseg.inference.sliding_window import Predictor, sliding_window, window_count
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceInferer:
+    """Runs a 2D network over volumes.
+
+    Without a resize the network's window slides over each slice, and a slice smaller than it is padded. With one, each
+    whole slice is stretched to the window and its logits brought back, as `medseg.inference.slices` describes; overlap,
+    mode and padding then mean nothing.
+
+    Attributes:
+        axis: spatial axis that is cut into slices.
+        roi_size: the window in voxels, 1 along `axis`.
+        resize: "none", "published" or "smooth".
+        neighbours: slices on each side that are channels too.
+        sw_batch_size: windows or slices for each pass.
+        overlap: share of the window that neighbours share, 0 to below 1.
+        mode: weighting of overlapping windows.
+        padding_mode: how a slice smaller than the window is filled up.
+        cval: the value for constant padding.
+    """
+
+    axis: int
+    roi_size: tuple[int, int, int]
+    resize: Resize = "none"
+    neighbours: int = 0
+    sw_batch_size: int = 8
+    overlap: float = 0.5
+    mode: Blend = "gaussian"
+    padding_mode: Padding = "constant"
+    cval: float = 0.0
+
+    @classmethod
+    def of(cls, spec: BundleSpec) -> SliceInferer:
+        """The inferer of a bundle.
+
+        Raises:
+            ValueError: the bundle's network is not a 2D one.
+        """
+        if spec.slices is None:
+            raise ValueError("the bundle has no slices")
+        return cls(
+            axis=spec.slices.axis,
+            roi_size=spec.roi_size,
+            resize=spec.slices.resize,
+            neighbours=spec.slices.neighbours,
+            sw_batch_size=spec.sw_batch_size,
+            overlap=spec.overlap,
+            mode=spec.blend,
+            padding_mode=spec.padding,
+            cval=spec.padding_value,
+        )
+
+    def window_count(self, shape: tuple[int, ...]) -> int:
+        """How often the network looks at a volume of this spatial shape."""
+        if self.resize != "none":
+            return shape[self.axis]
+        return window_count(shape, self.roi_size, self.overlap)
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: Predictor,
+        *,
+        device: torch.device | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Logits of volumes.
+
+        Args:
+            inputs: (B, C, D, H, W) float32.
+            network: maps (N, C', h, w) to logits (N, K, h, w), or to several of which the first is taken.
+            device: where the network lives; None: where `inputs` is.
+            progress: called with (windows done, windows in all), for each volume.
+
+        Returns:
+            Logits (B, K, D, H, W) float32.
+        """
+        run = self._slide if self.resize == "none" else self._stretch
+        volumes = inputs.as_subclass(Tensor)  # MONAI hands over its own kind of tensor, which drags metadata along
+        return torch.stack([run(volume, network, device or volumes.device, progress) for volume in volumes])
+
+    def _slide(self, volume: Tensor, network: Predictor, device: torch.device, progress: Progress | None) -> Tensor:
+        """Windows of one slice each, run through the engine's sliding window."""
+
+        def planar(windows: Tensor) -> Tensor:
+            found = network(windows.squeeze(2 + self.axis))
+            logits = found if isinstance(found, Tensor) else found[0]
+            return logits.unsqueeze(2 + self.axis)
+
+        return sliding_window(
+            self._with_neighbours(volume),
+            planar,
+            roi_size=self.roi_size,
+            overlap=self.overlap,
+            blend=self.mode,
+            padding=self.padding_mode,
+            padding_value=self.cval,
+            sw_batch_size=self.sw_batch_size,
+            device=device,
+            progress=progress,
+        )
+
+    def _with_neighbours(self, volume: Tensor) -> Tensor:
+        """The volume (C, D, H, W) with the slices around each slice as channels, slice by slice."""
+        if not self.neighbours:
+            return volume
+        here = torch.arange(volume.shape[1 + self.axis], device=volume.device)
+        return torch.cat(
+            [
+                volume.index_select(1 + self.axis, (here + offset).clamp(0, len(here) - 1))
+                for offset in range(-self.neighbours, self.neighbours + 1)
+            ]
+        )
+
+    def _stretch(self, volume: Tensor, network: Predictor, device: torch.device, progress: Progress | None) -> Tensor:
+        """Whole slices stretched to the window."""
+        count, done = volume.shape[1 + self.axis], 0
+
+        def counted(slices: Tensor) -> Tensor:
+            nonlocal done
+            found = network(slices.to(device))
+            done += len(slices)
+            if progress is not None:
+                progress(done, count)
+            logits = found if isinstance(found, Tensor) else found[0]
+            return logits.to(volume.device, torch.float32)
+
+        if isinstance(network, nn.Module) and network.training:
+            raise ValueError("the network is in training mode, where slices of a batch change each other; call eval()")
+        height, width = (size for axis, size in enumerate(self.roi_size) if axis != self.axis)
+        predictor = SlicePredictor(
+            network=counted,
+            axis=self.axis,
+            size=(height, width),
+            batch_size=self.sw_batch_size,
+            resize=self.resize,
+            neighbours=self.neighbours,
+        )
+        return predictor(volume[None])[0]
