@@ -44,7 +44,7 @@ def reserve_outputs(
 
     Args:
         scans: the case's files; the first names the case.
-        output: a label map's name, or a folder that exists (or ends in a slash); None: beside the scan.
+        output: a label map's name, or a folder (what has no suffix is one); None: beside the scan.
         overwrite: replace outputs of an earlier run.
         probabilities: also a probability map.
         statistics: also a CSV file of this name.
@@ -57,7 +57,7 @@ def reserve_outputs(
     name = f"{stem}_seg.nii.gz"
     if output is None:
         labels = scans[0].parent / name
-    elif output.is_dir() or str(output).endswith("/"):
+    elif output.is_dir() or not output.suffix:
         labels = output / name
     else:
         labels = output
