@@ -29,7 +29,7 @@ class MedsegError(Exception):
         return type(self), (self.subject, self.problem, self.remedy)
 
 
-class Interrupted(BaseException):  # noqa: N818 - no error: somebody asked for it
+class Interrupted(BaseException):
     """SIGINT or SIGTERM stopped the work; what was to be saved is saved.
 
     Not a KeyboardInterrupt, which the command line's library would swallow with an exit code of its own.
