@@ -11,9 +11,10 @@ rearranged, and the third head, whose result the published code drops, is not ru
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from medseg.networks.facts import Facts
+from medseg.networks.fit import Fit, round_up
 from medseg.networks.layers.window import dilated_partition, dilated_reverse, window_partition, window_reverse
 
 LEVELS = 4
@@ -78,7 +81,9 @@ class GroupAttention(nn.Module):
 
     def forward(self, x: Tensor, key_logits: Tensor | None) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "g n (three h c) -> three g h n c", three=3, h=self.num_heads)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=None if key_logits is None else key_logits.to(q.dtype))
+        if key_logits is not None:  # under autocast, half precision must not turn them into infinities
+            key_logits = key_logits.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=key_logits)
         attended: Tensor = self.proj(rearrange(x, "g h n c -> g n (h c)"))
         return attended
 
@@ -489,3 +494,42 @@ def _initialise(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def fit(size: Sequence[int], *, in_channels: int, out_channels: int, given: Mapping[str, Any]) -> Fit:
+    """The network for the smallest legal window that covers `size`.
+
+    Raises:
+        ValueError: `given` has no such network, or no window near `size` is legal.
+    """
+    arguments = {"in_channels": in_channels, "num_classes": out_channels, **given}
+    with torch.device("meta"):
+        network = DFormer(**arguments)
+    steps = [patch * 2 ** (LEVELS - 1) for patch in network.patch_size]
+    start = [round_up((n,), step)[0] for n, step in zip(size, steps, strict=True)]
+    larger = itertools.product(*([n + more * step for more in range(5)] for n, step in zip(start, steps, strict=True)))
+    for window in sorted(larger, key=math.prod):
+        try:
+            network.check_roi_size(window)
+        except ValueError:
+            continue
+        return Fit(arguments, tuple(window))
+    raise ValueError(f"D-Former: no legal window near {tuple(size)} with groups of {network.group_size}")
+
+
+FACTS = Facts(
+    title="D-Former",
+    paper="Wu et al., D-Former: A U-shaped Dilated Transformer for 3D Medical Image Segmentation, 2022, "
+    "arXiv 2201.00462",
+    code="github.com/kkk55596/D-Former",
+    code_license="none",
+    spatial_dims=(3,),
+    input_rule="depth a multiple of 16, height and width of 32, and tokens that divide into dilated groups: with "
+    "the default groups 32, 64, 96, 128, 160, 192, 256, ... but not 224",
+    default={"in_channels": 1, "num_classes": 14},
+    default_input=(1, 1, 64, 128, 128),
+    parameters=50_557_248,
+    gmacs=57.9,
+    weights="the authors publish no trained weights",
+    results=(),
+)

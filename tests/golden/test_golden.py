@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from medseg.networks import names
 from tests.golden.cases import HERE, Case, draw_input, fill, find_cases, golden_folders, strided
 
 TOLERANCE = 1e-4  # of the largest output, at least of 1: another order of summation, not another function
-SLOW_PARAMETERS = 30_000_000
+SLOW_PARAMETERS, SLOW_VOXELS = 45_000_000, 800_000
 
 
 def _parameters() -> list[Any]:
@@ -24,7 +25,9 @@ def _parameters() -> list[Any]:
 
 
 def _marks(case: Case) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.slow] if case.description()["parameters"] > SLOW_PARAMETERS else []
+    description = case.description()
+    voxels = max(math.prod(shape) for shape in description["inputs"].values())
+    return [pytest.mark.slow] if description["parameters"] > SLOW_PARAMETERS or voxels > SLOW_VOXELS else []
 
 
 @pytest.mark.parametrize("case", _parameters())
