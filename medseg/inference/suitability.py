@@ -8,7 +8,6 @@ from medseg.bundles.spec import BundleSpec
 from medseg.io import geometry
 from medseg.io.volume import Volume
 
-_AXES = ("left-right", "posterior-anterior", "inferior-superior")
 # Air is -1000 HU. No MR scanner stores magnitudes far below 0, and CT almost always holds some air.
 _AIR_HU = -500.0
 
@@ -33,9 +32,9 @@ def unsuitable(volume: Volume, spec: BundleSpec) -> list[str]:
         found += _outside("voxel size", geometry.spacing(turned), suitable.spacing_mm, suitable.tolerance)
     lowest = float(volume.data.min())
     if suitable.modality == "MR" and lowest < _AIR_HU:
-        found.append(f"intensities down to {lowest:.0f} look like CT; the bundle was trained on MR")
+        found.append(f"intensities down to {lowest:.0f} look like CT instead of MR")
     if suitable.modality == "CT" and lowest >= 0 and float(volume.data.max()) > 0:
-        found.append("no intensity below 0, so not Hounsfield units; the bundle was trained on CT")
+        found.append("no intensity below 0, so no Hounsfield units of CT")
     return found
 
 
@@ -45,8 +44,13 @@ def _outside(
     bounds: tuple[tuple[float, float, float], tuple[float, float, float]],
     tolerance: float,
 ) -> list[str]:
-    return [
-        f"{what} {axis} is {value:.4g} mm; the bundle was trained on {low:.4g} to {high:.4g} mm"
-        for axis, value, low, high in zip(_AXES, values.tolist(), *bounds, strict=True)
-        if not low / tolerance <= value <= high * tolerance
-    ]
+    """One sentence when a value lies outside its bounds, with all three axes: left-right, front-back, head-foot."""
+    lows, highs = bounds
+    if all(
+        low / tolerance <= value <= high * tolerance
+        for value, low, high in zip(values.tolist(), lows, highs, strict=True)
+    ):
+        return []
+    found = " x ".join(f"{value:.4g}" for value in values.tolist())
+    ranges = (f"{low:.4g}" if low == high else f"{low:.4g}-{high:.4g}" for low, high in zip(lows, highs, strict=True))
+    return [f"{what} {found} mm instead of {' x '.join(ranges)} mm"]

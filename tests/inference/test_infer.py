@@ -97,7 +97,9 @@ def test_a_scan_unlike_the_training_data_is_refused_and_goes_on_with_force(
     bundle: medseg.bundles.load.Bundle, tmp_path: Path
 ) -> None:
     path = save_scan(tmp_path / "ct.nii", blob_scan((40, 50, 40)) - 1200, np.diag([3.0, 3.0, 3.0, 1.0]))
-    with pytest.raises(BundleError, match=r"field of view left-right is 120 mm.*30 to 45 mm.*look like CT.*--force"):
+    with pytest.raises(
+        BundleError, match=r"field of view 120 x 150 x 120 mm instead of 30-45 x .*voxel size.*look like CT.*--force"
+    ):
         medseg.infer(path, bundle=bundle)
     result = medseg.infer(path, bundle=bundle, force=True)
     assert any("field of view" in warning for warning in result.record.warnings)
