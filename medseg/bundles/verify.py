@@ -152,9 +152,6 @@ def _forward(bundle: Bundle) -> str:
 
 
 def _network(bundle: Bundle) -> str:
-    """The network of a bundle without weights can be built; on the meta device, where nothing is computed."""
-    import torch
-
-    with torch.device("meta"):
-        network = bundle.untrained_network()
+    """The network of a bundle without weights can be built."""
+    network = bundle.untrained_network()
     return f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters"

@@ -15,13 +15,16 @@ Differences from the published code, none of which changes a number beyond round
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
+
+from medseg.networks.facts import Facts
+from medseg.networks.fit import Fit, round_up
 
 DIVISOR = 16  # height and width are multiples of it: the coarsest level of both encoders
 
@@ -314,3 +317,41 @@ class ParaTransCNN(nn.Module):
         x = self.up[1](self.decoder[1](torch.cat([self.fusion[1](middle), x], dim=1)))
         logits: Tensor = self.head(self.decoder[2](torch.cat([self.fusion[2](fine), x], dim=1)))
         return logits
+
+
+def fit(size: Sequence[int], *, in_channels: int, out_channels: int, given: Mapping[str, Any]) -> Fit:
+    """The network for slices that cover `size`.
+
+    Raises:
+        ValueError: neither one channel nor three.
+    """
+    if in_channels not in (1, 3):
+        raise ValueError(f"ParaTransCNN: {in_channels} channels; it takes 1 or 3")
+    return Fit({"num_classes": out_channels, **given}, round_up(size, DIVISOR))
+
+
+FACTS = Facts(
+    title="ParaTransCNN",
+    paper="Sun et al., ParaTransCNN: Parallelized TransCNN Encoder for Medical Image Segmentation, 2024, "
+    "arXiv 2401.15307",
+    code="github.com/HongkunSun/ParaTransCNN",
+    code_license="none",
+    spatial_dims=(2,),
+    input_rule="1 or 3 channels; height and width multiples of 16",
+    default={"num_classes": 9},
+    default_input=(1, 1, 224, 224),
+    parameters=245_468_937,
+    gmacs=225.9,
+    weights="the authors publish no trained weights",
+    results=(
+        ("Synapse, 8 organs, 12 test volumes", "mean Dice 83.86 %, HD95 15.86 voxels"),
+        (
+            "Synapse, each organ",
+            "aorta 88.12, gallbladder 68.97, left kidney 87.99, right kidney 83.84, liver 95.01, pancreas 69.79, "
+            "spleen 92.71, stomach 84.43 % Dice",
+        ),
+        ("AVT, 18 test volumes", "Dice 87.82 %, HD95 4.70 voxels"),
+        ("Kvasir-SEG", "Dice 88.22 %"),
+        ("BUSI", "Dice 80.94 %"),
+    ),
+)

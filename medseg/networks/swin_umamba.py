@@ -14,12 +14,15 @@ trainers, VMamba-tiny for the encoder (see `medseg.checkpoints.swin_umamba`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
 
+from medseg.networks.facts import Facts
+from medseg.networks.fit import Fit, round_up
 from medseg.networks.layers.vss import VSSEncoder, check_image, check_stages
 
 _STEM_STRIDE, _PATCH_SIZE = 2, 2
@@ -134,3 +137,28 @@ def _up(in_channels: int, out_channels: int) -> UnetrUpBlock:
 def _instance_norm(channels: int) -> tuple[str, dict[str, float]]:
     """Instance norm without weights, as MONAI's blocks take it."""
     return "group", {"num_groups": channels, "affine": False, "eps": 1e-5}
+
+
+def fit(size: Sequence[int], *, in_channels: int, out_channels: int, given: Mapping[str, Any]) -> Fit:
+    """The network for slices that cover `size`."""
+    return Fit({"in_channels": in_channels, "out_channels": out_channels, **given}, round_up(size, _DIVISOR))
+
+
+FACTS = Facts(
+    title="Swin-UMamba",
+    paper="Liu et al., Swin-UMamba: Mamba-based UNet with ImageNet-based pretraining, 2024, arXiv 2402.03302",
+    code="github.com/JiarunLiu/Swin-UMamba",
+    code_license="Apache-2.0",
+    spatial_dims=(2,),
+    input_rule="height and width multiples of 32",
+    default={"in_channels": 1, "out_channels": 14},
+    default_input=(1, 1, 320, 320),
+    parameters=59_889_368,
+    gmacs=64.2,
+    weights="linked from the README of github.com/JiarunLiu/Swin-UMamba (checkpoint_99.pth, AbdomenMRI)",
+    results=(
+        ("AbdomenMRI, 13 organs, started from ImageNet", "Dice 77.60 %, NSD 84.21 %"),
+        ("Endoscopy (EndoVis17), started from ImageNet", "Dice 67.67 %, NSD 69.22 %"),
+        ("Microscopy (NeurIPS cells), started from ImageNet", "F1 0.5806"),
+    ),
+)

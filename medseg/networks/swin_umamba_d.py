@@ -12,12 +12,15 @@ trainers, VMamba-tiny for the encoder (see `medseg.checkpoints.swin_umamba_d`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from medseg.networks.facts import Facts
+from medseg.networks.fit import Fit, round_up
 from medseg.networks.layers.vss import VSSEncoder, VSSStage, check_image, check_stages, drop_path_rates
 
 _PATCH_SIZE = 4
@@ -161,3 +164,28 @@ class PatchExpand(nn.Module):
         x = rearrange(self.expand(x), "b h w (p1 p2 c) -> b (h p1) (w p2) c", p1=p, p2=p)
         out: Tensor = self.norm(x)
         return out
+
+
+def fit(size: Sequence[int], *, in_channels: int, out_channels: int, given: Mapping[str, Any]) -> Fit:
+    """The network for slices that cover `size`."""
+    return Fit({"in_channels": in_channels, "out_channels": out_channels, **given}, round_up(size, _PATCH_SIZE * 8))
+
+
+FACTS = Facts(
+    title="Swin-UMamba-D",
+    paper="Liu et al., Swin-UMamba: Mamba-based UNet with ImageNet-based pretraining, 2024, arXiv 2402.03302",
+    code="github.com/JiarunLiu/Swin-UMamba",
+    code_license="Apache-2.0",
+    spatial_dims=(2,),
+    input_rule="height and width multiples of 32",
+    default={"in_channels": 1, "out_channels": 14},
+    default_input=(1, 1, 320, 320),
+    parameters=27_497_720,
+    gmacs=13.1,
+    weights="linked from the README of github.com/JiarunLiu/Swin-UMamba (checkpoint_99.pth, AbdomenMRI)",
+    results=(
+        ("AbdomenMRI, 13 organs, started from ImageNet", "Dice 77.05 %, NSD 83.76 %"),
+        ("Endoscopy (EndoVis17), started from ImageNet", "Dice 67.83 %, NSD 69.33 %"),
+        ("Microscopy (NeurIPS cells), started from ImageNet", "F1 0.5982"),
+    ),
+)

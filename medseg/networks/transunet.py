@@ -30,6 +30,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from medseg.networks.facts import Facts
+from medseg.networks.fit import Fit, round_up
+
 PIXELS_PER_TOKEN = 16  # the decoder doubles the token grid four times
 
 _VIT_B: dict[str, Any] = {"hidden_size": 768, "mlp_dim": 3072, "num_heads": 12, "num_layers": 12}
@@ -450,3 +453,42 @@ class TransUNet(nn.Module):
         tokens, skips = self.transformer(image.expand(-1, 3, -1, -1))
         logits: Tensor = self.segmentation_head(self.decoder(tokens, skips))
         return logits
+
+
+def fit(size: Sequence[int], *, in_channels: int, out_channels: int, given: Mapping[str, Any]) -> Fit:
+    """The hybrid for square slices that cover `size`; a smaller network, or the one without a CNN, is for `given`.
+
+    Raises:
+        ValueError: neither one channel nor three.
+    """
+    if in_channels not in (1, 3):
+        raise ValueError(f"TransUNet: {in_channels} channels; it takes 1 or 3")
+    smallest = 2 * PIXELS_PER_TOKEN  # the shortcut's norm needs more than one pixel
+    edge = int(given.get("img_size") or max(smallest, *round_up(size, PIXELS_PER_TOKEN)))
+    side = edge // PIXELS_PER_TOKEN
+    return Fit({"img_size": edge, "num_classes": out_channels, "grid": [side, side], **given}, (edge, edge))
+
+
+FACTS = Facts(
+    title="TransUNet",
+    paper="Chen et al., TransUNet: Transformers Make Strong Encoders for Medical Image Segmentation, 2021, "
+    "arXiv 2102.04306",
+    code="github.com/Beckschen/TransUNet",
+    code_license="Apache-2.0",
+    spatial_dims=(2,),
+    input_rule="1 or 3 channels; slices S x S of the one size img_size, a multiple of 16, 32 or more",
+    default={"img_size": 224, "num_classes": 9, "grid": (14, 14)},
+    default_input=(1, 1, 224, 224),
+    parameters=105_277_081,
+    gmacs=29.2,
+    weights="the authors publish ImageNet-21k weights of the encoder (R50+ViT-B_16.npz), no trained segmenter",
+    results=(
+        ("Synapse, 8 organs, 12 test volumes", "mean Dice 77.48 %, HD95 31.69 voxels"),
+        (
+            "Synapse, each organ",
+            "aorta 87.23, gallbladder 63.13, left kidney 81.87, right kidney 77.02, liver 94.08, pancreas 55.86, "
+            "spleen 85.08, stomach 75.62 % Dice",
+        ),
+        ("ACDC", "mean Dice 0.8971"),
+    ),
+)

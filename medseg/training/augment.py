@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from monai.transforms import (
@@ -27,15 +28,20 @@ _MARGIN = 1.3  # a crop is cut this much larger than the window, so that a rotat
 
 
 def crop_transform(config: TrainingConfig, spec: BundleSpec) -> Compose:
-    """Random crops of `spec.roi_size` from a preprocessed case.
+    """Random crops of `spec.roi_size` from a preprocessed case, for a 2D network slices with their neighbours.
 
     The case is a dict of ``image`` (C, X, Y, Z) float32, ``label`` (1, X, Y, Z) and the foreground's and
-    background's flat indices (``fg``, ``bg``), already padded to the window as in inference.
+    background's flat indices (``fg``, ``bg``), already padded to `crop_size` as in inference.
     """
-    chances, roi = config.augmentation, tuple(spec.roi_size)
-    wider = tuple(int(size * _MARGIN) for size in roi)
+    chances, roi = config.augmentation, crop_size(spec)
+    flat = None if spec.slices is None else spec.slices.axis
+    # Slices are turned, stretched and shifted within their plane only.
+    wider = tuple(size if axis == flat else int(size * _MARGIN) for axis, size in enumerate(roi))
+    turned = [chances.rotation if flat in (None, axis) else 0.0 for axis in range(3)]
+    stretched = [0.0 if axis == flat else chances.scale for axis in range(3)]
+    shifted = [0.0 if axis == flat else chances.translation * size for axis, size in enumerate(roi)]
     share = config.foreground_share
-    steps = [
+    steps: list[Any] = [
         RandCropByPosNegLabeld(
             keys=("image", "label"),
             label_key="label",
@@ -50,9 +56,9 @@ def crop_transform(config: TrainingConfig, spec: BundleSpec) -> Compose:
         RandAffined(
             keys=("image", "label"),
             prob=chances.affine_probability,
-            rotate_range=(chances.rotation,) * 3,
-            scale_range=(chances.scale,) * 3,
-            translate_range=tuple(chances.translation * size for size in roi),
+            rotate_range=turned,
+            scale_range=stretched,
+            translate_range=shifted,
             mode=("bilinear", "nearest"),
             padding_mode="border",
         ),
@@ -61,6 +67,7 @@ def crop_transform(config: TrainingConfig, spec: BundleSpec) -> Compose:
         SpatialPadd(keys="label", spatial_size=roi, value=0),
         RandSpatialCropd(keys=("image", "label"), roi_size=roi, random_size=False),
         *(RandFlipd(keys=("image", "label"), prob=0.5, spatial_axis=axis) for axis in config.mirror_axes),
+        *([] if flat is None else [_SliceOut(flat)]),
         RandSimulateLowResolutiond(keys="image", prob=chances.low_resolution_probability, zoom_range=(0.5, 1.0)),
         RandGaussianSmoothd(
             keys="image",
@@ -75,6 +82,27 @@ def crop_transform(config: TrainingConfig, spec: BundleSpec) -> Compose:
         RandGaussianNoised(keys="image", prob=chances.noise_probability, std=chances.noise_deviation),
     ]
     return Compose(steps)
+
+
+def crop_size(spec: BundleSpec) -> tuple[int, int, int]:
+    """The window, with its neighbours where it is a slice."""
+    x, y, z = spec.roi_size
+    if spec.slices is None:
+        return x, y, z
+    thick = 2 * spec.slices.neighbours + 1
+    x, y, z = (thick if axis == spec.slices.axis else size for axis, size in enumerate((x, y, z)))
+    return x, y, z
+
+
+class _SliceOut:
+    """A slab (C, X, Y, Z) as one slice, its neighbours as channels slice by slice; of the label the middle one."""
+
+    def __init__(self, axis: int) -> None:
+        self._axis = axis + 1
+
+    def __call__(self, case: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        image, label = (case[key].movedim(self._axis, 0) for key in ("image", "label"))
+        return {**case, "image": image.flatten(0, 1), "label": label[len(label) // 2]}
 
 
 def foreground_indices(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

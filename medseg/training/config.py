@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from medseg.bundles.spec import Resize
+
 
 class Augmentation(BaseModel):
     """Random changes of a training crop; each `*_probability` is the chance for one crop.
@@ -34,7 +36,9 @@ class TrainingConfig(BaseModel):
     """Everything that decides a training run, apart from the data.
 
     The run ends after `steps`, or after `max_minutes` of training time, whichever comes first; the learning
-    rate follows the same clock (warm-up, then cosine or polynomial to 0).
+    rate follows the same clock (warm-up, then cosine or polynomial to 0). `slice_axis`, `neighbours` and `resize` are
+    for 2D networks, see `medseg.bundles.spec.SliceSpec`; without `slice_axis` slices are cut along the axis of the
+    thickest voxels, or along the first one where voxels are about equally thick.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,10 +46,14 @@ class TrainingConfig(BaseModel):
     architecture: str
     network: dict[str, Any] = Field(default_factory=dict)
     roi_size: tuple[int, int, int] | None = None
+    slice_axis: Literal[0, 1, 2] | None = None
+    neighbours: int = Field(0, ge=0)
+    resize: Resize = "none"
     spacing: tuple[float, float, float] | None = None
     steps: int | None = Field(None, gt=0)
     max_minutes: float | None = Field(None, gt=0)
     batch_size: int = Field(4, gt=0)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(6e-4, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     warmup_steps: int = Field(50, ge=0)

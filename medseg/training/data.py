@@ -13,12 +13,13 @@ from monai.transforms import Compose
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from medseg.bundles.spec import BundleSpec
+from medseg.bundles.spec import BundleSpec, SliceSpec
 from medseg.errors import InputError
 from medseg.inference.preprocess import preprocess, to_model_grid
+from medseg.inference.slices import cubic_zoom_matrix, nearest_zoom_index
 from medseg.inference.sliding_window import pad_to_window
 from medseg.io.read import read_labels, read_volume
-from medseg.training.augment import foreground_indices, seeds
+from medseg.training.augment import crop_size, foreground_indices, seeds
 from medseg.training.dataset import CaseFiles
 
 
@@ -66,8 +67,11 @@ class CropStream(Dataset[dict[str, Any]]):
 
     @staticmethod
     def _padded(case: CachedCase, spec: BundleSpec) -> dict[str, Any]:
-        image, _ = pad_to_window(case.image, spec.roi_size, spec.padding, spec.padding_value)
-        label, _ = pad_to_window(case.label[None], spec.roi_size, "constant", 0)
+        image, label = case.image, case.label[None]
+        if spec.slices is not None:
+            image, label = _beyond_the_ends(*_stretched(image, label, spec), spec.slices)
+        image, _ = pad_to_window(image, crop_size(spec), spec.padding, spec.padding_value)
+        label, _ = pad_to_window(label, crop_size(spec), "constant", 0)
         foreground, background = foreground_indices(label.numpy())
         return {"image": image, "label": label, "fg": foreground, "bg": background}
 
@@ -81,6 +85,35 @@ class CropStream(Dataset[dict[str, Any]]):
         return {"image": image.to(torch.float32), "label": label.to(torch.int64)}
 
 
+def _stretched(image: Tensor, label: Tensor, spec: BundleSpec) -> tuple[Tensor, Tensor]:
+    """Whole slices at the window's size, as inference stretches them; image (C, X, Y, Z) and label (1, X, Y, Z)."""
+    if spec.slices is None or spec.slices.resize == "none":
+        return image, label
+    for axis, size in enumerate(spec.roi_size, start=1):
+        have = image.shape[axis]
+        if axis == spec.slices.axis + 1 or have == size:
+            continue
+        matrix = cubic_zoom_matrix(have, size, zero_past_end=spec.slices.resize == "published").to(torch.float32)
+        image = torch.tensordot(image, matrix, dims=([axis], [1])).movedim(-1, axis)
+        index = nearest_zoom_index(have, size)
+        taken = label.index_select(axis, index.clamp(min=0))
+        view = [-1 if dim == axis else 1 for dim in range(4)]
+        label = taken.masked_fill((index < 0).reshape(view), 0)
+    return image.contiguous(), label.contiguous()
+
+
+def _beyond_the_ends(image: Tensor, label: Tensor, slices: SliceSpec) -> tuple[Tensor, Tensor]:
+    """Room for the neighbours of the outermost slices, which are repeated; nothing is labelled there."""
+    reach, axis = slices.neighbours, slices.axis + 1
+    if not reach:
+        return image, label
+    index = torch.arange(-reach, image.shape[axis] + reach)
+    inside = index.clamp(0, image.shape[axis] - 1)
+    view = [-1 if dim == axis else 1 for dim in range(4)]
+    outside = (index != inside).reshape(view)
+    return image.index_select(axis, inside), label.index_select(axis, inside).masked_fill(outside, 0)
+
+
 class _From(Sampler[int]):
     """Sample numbers first, first + 1, ... without end."""
 
@@ -92,7 +125,10 @@ class _From(Sampler[int]):
 
 
 def batches(stream: CropStream, batch_size: int, *, first_step: int, workers: int) -> Iterator[dict[str, Tensor]]:
-    """Batches from step `first_step` on: ``image`` (B, C, *roi) float32 and ``label`` (B, 1, *roi) int64."""
+    """Batches from step `first_step` on: ``image`` (B, C, *size) float32 and ``label`` (B, 1, *size) int64.
+
+    The size is that of the network: (D, H, W), or (h, w) of slices.
+    """
     loader: DataLoader[dict[str, Any]] = DataLoader(
         stream,
         batch_size=batch_size,

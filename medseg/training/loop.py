@@ -86,11 +86,10 @@ class Trainer:
         torch.manual_seed(config.seed)
         # Channels last makes a step of Swin UNETR on a CPU a fifth faster; networks of other ranks are left alone.
         network = create(spec.network, **spec.network_args).to(device)
-        self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.layout = torch.channels_last_3d if spec.slices is None else torch.contiguous_format
+        self.network = network.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))  # type: ignore[no-untyped-call]
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self.optimizer = _optimizer(config, self.network)
         self.loss = SegmentationLoss()
         self.progress = Progress()
 
@@ -149,7 +148,7 @@ class Trainer:
         rate = learning_rate(self.config, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        image = batch["image"].to(self.device, memory_format=torch.channels_last_3d)
+        image = batch["image"].to(self.device, memory_format=self.layout)
         label = batch["label"].to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             logits = self.network(image)
@@ -218,6 +217,13 @@ class Trainer:
                 "progress": vars(self.progress),
             },
         )
+
+
+def _optimizer(config: TrainingConfig, network: nn.Module) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(network.parameters(), lr=rate, weight_decay=decay, momentum=0.9)
+    return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay)
 
 
 @torch.inference_mode()

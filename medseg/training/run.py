@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from medseg.bundles.spec import BundleSpec
+from medseg.bundles.spec import BundleSpec, SliceSpec
 from medseg.bundles.write import write_configs
 from medseg.errors import InputError, OutputError, UsageError
 from medseg.inference.device import choose_device
+from medseg.networks.facts import read_facts
+from medseg.networks.fit import fit
 from medseg.networks.registry import create
 from medseg.training.config import TrainingConfig
 from medseg.training.data import cache_cases
 from medseg.training.dataset import CaseFiles, Dataset, read_dataset, read_split
 from medseg.training.fingerprint import (
+    Fingerprint,
     derive_intensity,
     derive_roi,
     derive_spacing,
@@ -26,6 +29,9 @@ from medseg.training.fingerprint import (
     fingerprint,
 )
 from medseg.training.loop import Progress, Trainer
+
+_THICK = 1.5  # voxels this much longer along one axis than along the others are slices
+_SLICE_LIMIT = 320  # pixels of a window over slices, when it is derived
 
 Report = Callable[[str, int, int], None]
 
@@ -110,26 +116,73 @@ def derive_spec(
     found = fingerprint(dataset, cases, None if prepare is None else _stage(prepare, "fingerprint"))
     spacing = config.spacing or derive_spacing(found)
     intensity, padding_value = derive_intensity(found, dataset.modality)
-    args = {"in_channels": len(dataset.channels), "out_channels": len(dataset.labels), **config.network}
+    slices, wanted = _window(config, found, spacing)
+    reach = 1 if slices is None else 2 * slices.neighbours + 1
+    try:
+        fitted = fit(
+            config.architecture,
+            wanted,
+            in_channels=reach * len(dataset.channels),
+            out_channels=len(dataset.labels),
+            given=config.network,
+        )
+    except (ValueError, TypeError) as err:
+        raise UsageError(config.architecture, str(err), "see medseg networks show, and --network") from err
+    size = list(fitted.size)
+    if slices is not None:
+        size.insert(slices.axis, 1)
+    x, y, z = config.roi_size or size
     spec = BundleSpec(
         network=config.architecture,
-        network_args=args,
+        network_args=fitted.arguments,
         channels=dataset.channels,
         labels=dataset.labels,
         spacing=spacing,
         intensity=intensity,
-        roi_size=config.roi_size or derive_roi(found, spacing),
+        roi_size=(x, y, z),
         padding_value=padding_value,
         mirror_axes=config.mirror_axes,
+        slices=slices,
+        sw_batch_size=1 if slices is None else 8,
         suitability=derive_suitability(found, dataset.modality),
     )
     try:
-        network = create(spec.network, **args).eval()
+        network = create(spec.network, **spec.network_args).eval()
         with torch.inference_mode():
-            network(torch.zeros(1, spec.in_channels, *spec.roi_size))
+            network(torch.zeros(1, spec.network_channels, *spec.network_size))
     except ValueError as err:
         raise UsageError(config.architecture, str(err), "see medseg train --help for --network and --roi") from err
     return spec
+
+
+def _window(
+    config: TrainingConfig, found: Fingerprint, spacing: tuple[float, float, float]
+) -> tuple[SliceSpec | None, tuple[int, ...]]:
+    """How a 2D network sees the volumes, None for a 3D one, and the window that the data ask for.
+
+    Raises:
+        UsageError: settings for slices of a 3D network, or a window that is no slice of a 2D one.
+    """
+    try:
+        facts = read_facts(config.architecture)
+    except ValueError as err:
+        raise UsageError("--architecture", str(err), "see medseg networks list") from err
+    if config.network.get("spatial_dims", facts.spatial_dims[0]) == 3:
+        if config.slice_axis is not None or config.neighbours or config.resize != "none":
+            raise UsageError(config.architecture, "is a 3D network and takes no slices", "leave out the slice settings")
+        return None, config.roi_size or derive_roi(found, spacing)
+    axis: int | None = config.slice_axis
+    if axis is None and config.roi_size is not None and config.roi_size.count(1) == 1:
+        axis = config.roi_size.index(1)
+    if axis is None:
+        thickest = int(np.argmax(spacing))
+        axis = thickest if spacing[thickest] > _THICK * max(np.delete(spacing, thickest)) else 0
+    if config.roi_size is not None and config.roi_size[axis] != 1:
+        raise UsageError("--roi", f"{config.roi_size} is not 1 along the slices' axis {axis}", "write it as 1x64x64")
+    largest = np.ceil((found.extent / np.asarray(spacing)).max(axis=0)).astype(int).clip(max=_SLICE_LIMIT)
+    wanted = config.roi_size or tuple(int(size) for size in largest)
+    slices = SliceSpec(axis, config.resize, config.neighbours)
+    return slices, tuple(size for index, size in enumerate(wanted) if index != axis)
 
 
 def metadata_of(dataset: Dataset, spec: BundleSpec, learned: int, held_out: int) -> dict[str, Any]:
