@@ -87,6 +87,7 @@ def infer(
     probabilities: bool = False,
     force: bool = False,
     volume_index: int | None = None,
+    volume: Volume | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Segment one scan.
@@ -100,6 +101,7 @@ def infer(
         probabilities: keep the probability of each class on the scan's grid.
         force: go on with a scan that is not what the bundle was trained on; the record keeps the warning.
         volume_index: which volume of a 4D file, for a bundle of one channel.
+        volume: what `read_volume` made of `scan`, when that is already done.
         progress: called as the work goes on.
 
     Returns:
@@ -116,7 +118,8 @@ def infer(
         spec = _spec(loaded, overlap, tta=tta)
         network = loaded.network().to(target)
     with clock("read"):
-        volume = read_volume(scan, channels=spec.in_channels, volume_index=volume_index)
+        if volume is None:
+            volume = read_volume(scan, channels=spec.in_channels, volume_index=volume_index)
         warnings = list(volume.source.warnings)
         outside = unsuitable(volume, spec)
         if outside and not force:
