@@ -10,7 +10,11 @@ import typer
 
 from medseg.errors import BundleError
 
-app = typer.Typer(help="Bundles: a trained network with its settings. List, show, verify, pack.", no_args_is_help=True)
+app = typer.Typer(
+    help="Bundles: a trained network with its settings. List, show, verify, pack.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
 
 Name = Annotated[str, typer.Argument(help="A name of medseg bundles list, or a bundle's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]

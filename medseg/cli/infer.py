@@ -58,12 +58,11 @@ def infer(
     Writes the label map SCAN_seg.nii.gz (same shape and affine as the scan), the record SCAN_seg.json (what was
     done, volumes in ml, warnings) and the picture SCAN_seg.png; all of them or none.
 
-    Examples:
-      medseg infer scan.nii.gz
+    To try:
 
-      medseg infer scan.nii.gz -o results/ --tta --statistics volumes.csv
-
-      medseg infer t1.nii.gz t2.nii.gz --bundle my_two_channel_bundle --json
+    - medseg infer scan.nii.gz
+    - medseg infer scan.nii.gz -o results --tta --statistics volumes.csv
+    - medseg infer t1.nii.gz t2.nii.gz --bundle two_channels --json
 
     Exit codes: 0 done, 2 usage, 3 scan, 4 bundle or unsuitable scan, 5 memory, 6 output, 8 device.
     """

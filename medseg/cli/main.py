@@ -24,6 +24,7 @@ app = typer.Typer(
     help="Segment medical volumes with published networks.\n\nResearch use only; not a medical device.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(infer)

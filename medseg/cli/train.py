@@ -40,6 +40,18 @@ def train(
         str | None, typer.Option(help="Sliding window in voxels, e.g. 32x64x32; default: from data.")
     ] = None,
     spacing: Annotated[str | None, typer.Option(help="Model voxel size in mm, e.g. 1x1x1; default: from data.")] = None,
+    intensity: Annotated[
+        str | None, typer.Option(help="zscore, range:LOW,HIGH (e.g. HU) or percentiles:LOW,HIGH; default: from data.")
+    ] = None,
+    slice_axis: Annotated[
+        int | None, typer.Option(min=0, max=2, help="2D networks: axis that is cut (0 left-right); default: from data.")
+    ] = None,
+    neighbours: Annotated[
+        int, typer.Option(min=0, help="2D networks: slices on each side that are given as channels too.")
+    ] = 0,
+    resize: Annotated[
+        str, typer.Option(help="2D networks: none (pad, or windows), published or smooth (stretch whole slices).")
+    ] = "none",
     batch_size: Annotated[int, typer.Option(min=1, help="Crops for each step.")] = 4,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Highest learning rate (AdamW).")] = 6e-4,
     mirror: Annotated[
@@ -72,6 +84,10 @@ def train(
         "network": _json(network),
         "roi_size": _triple("--roi", roi, int),
         "spacing": _triple("--spacing", spacing, float),
+        "intensity": intensity,
+        "slice_axis": slice_axis,
+        "neighbours": neighbours,
+        "resize": resize,
         "steps": steps,
         "max_minutes": _minutes(max_time),
         "batch_size": batch_size,

@@ -50,6 +50,7 @@ class TrainingConfig(BaseModel):
     neighbours: int = Field(0, ge=0)
     resize: Resize = "none"
     spacing: tuple[float, float, float] | None = None
+    intensity: str | None = None
     steps: int | None = Field(None, gt=0)
     max_minutes: float | None = Field(None, gt=0)
     batch_size: int = Field(4, gt=0)

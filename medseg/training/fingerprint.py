@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medseg.bundles.spec import IntensityStep, NormalizeIntensity, ScaleIntensityRange, Suitability
+from medseg.bundles.spec import (
+    IntensityStep,
+    NormalizeIntensity,
+    ScaleIntensityRange,
+    ScaleIntensityRangePercentiles,
+    Suitability,
+)
 from medseg.io import geometry
 from medseg.io.read import read_labels, read_volume
 from medseg.training.dataset import CaseFiles, Dataset
@@ -88,17 +94,40 @@ def derive_roi(found: Fingerprint, spacing: Sequence[float]) -> tuple[int, int, 
     return x, y, z
 
 
-def derive_intensity(found: Fingerprint, modality: str) -> tuple[tuple[IntensityStep, ...], float]:
+def derive_intensity(
+    found: Fingerprint, modality: str, wanted: str | None = None
+) -> tuple[tuple[IntensityStep, ...], float]:
     """Intensity steps and the padding value that goes with them.
 
     CT has a scale of its own (HU): clipped to the 0.5 and 99.5 percentiles inside the labels and mapped to
     [0, 1]; padding is the lower bound. Anything else: z-score over the volume; padding is the median of the
     cases' smallest values, so that a padded border looks like the darkest tissue or air.
+
+    Args:
+        found: the training cases.
+        modality: "CT" or another.
+        wanted: instead of the rule: ``zscore``, ``range:LOW,HIGH`` (the scan's units) or ``percentiles:LOW,HIGH``.
+
+    Raises:
+        ValueError: `wanted` is none of these.
     """
-    if modality == "CT":
+    if wanted is None:
         low, high = (float(value) for value in np.percentile(found.foreground, [0.5, 99.5]).round(1))
+        wanted = f"range:{low},{high}" if modality == "CT" else "zscore"
+    kind, _, bounds = wanted.partition(":")
+    if wanted == "zscore":
+        return (NormalizeIntensity(),), round(float(np.median(found.minimum)), 3)
+    try:
+        low, high = (float(value) for value in bounds.split(","))
+    except ValueError:
+        raise ValueError(f"{wanted!r} is not understood") from None
+    if not low < high:
+        raise ValueError(f"{wanted!r}: the first number must be below the second")
+    if kind == "range":
         return (ScaleIntensityRange(low, high),), 0.0
-    return (NormalizeIntensity(),), round(float(np.median(found.minimum)), 3)
+    if kind == "percentiles" and low >= 0 and high <= 100:
+        return (ScaleIntensityRangePercentiles(low, high),), 0.0
+    raise ValueError(f"{wanted!r} is not understood")
 
 
 def derive_suitability(found: Fingerprint, modality: str) -> Suitability:

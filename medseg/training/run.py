@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medseg.bundles.spec import BundleSpec, SliceSpec
+from medseg.bundles.spec import BundleSpec, IntensityStep, SliceSpec
 from medseg.bundles.write import write_configs
 from medseg.errors import InputError, OutputError, UsageError
 from medseg.inference.device import choose_device
@@ -115,7 +115,7 @@ def derive_spec(
     """
     found = fingerprint(dataset, cases, None if prepare is None else _stage(prepare, "fingerprint"))
     spacing = config.spacing or derive_spacing(found)
-    intensity, padding_value = derive_intensity(found, dataset.modality)
+    intensity, padding_value = _intensity(config, found, dataset)
     slices, wanted = _window(config, found, spacing)
     reach = 1 if slices is None else 2 * slices.neighbours + 1
     try:
@@ -153,6 +153,13 @@ def derive_spec(
     except ValueError as err:
         raise UsageError(config.architecture, str(err), "see medseg train --help for --network and --roi") from err
     return spec
+
+
+def _intensity(config: TrainingConfig, found: Fingerprint, dataset: Dataset) -> tuple[tuple[IntensityStep, ...], float]:
+    try:
+        return derive_intensity(found, dataset.modality, config.intensity)
+    except ValueError as err:
+        raise UsageError("--intensity", str(err), "use zscore, range:LOW,HIGH or percentiles:LOW,HIGH") from err
 
 
 def _window(

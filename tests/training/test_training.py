@@ -16,6 +16,7 @@ import torch
 
 import medseg
 from medseg.bundles.pack import pack_bundle
+from medseg.bundles.spec import ScaleIntensityRange
 from medseg.bundles.verify import verify_bundle
 from medseg.checkpoints.files import read
 from medseg.errors import InputError, OutputError, UsageError
@@ -179,6 +180,12 @@ def test_the_fingerprint_decides_spacing_window_and_intensity(tmp_path: Path) ->
     low, high = np.percentile(found.foreground, [0.5, 99.5])
     assert (ct.a_min, ct.a_max) == pytest.approx((low, high), abs=0.1)
     assert ct_padding == 0.0
+    assert derive_intensity(found, "MR", "range:-175,250") == ((ScaleIntensityRange(-175, 250),), 0.0)
+    (percentiles,), _ = derive_intensity(found, "CT", "percentiles:1,99")
+    assert (percentiles.lower, percentiles.upper) == (1, 99)
+    for wrong in ("zscores", "range:5", "range:5,1", "percentiles:1,101", "range:a,b"):
+        with pytest.raises(ValueError, match=wrong):
+            derive_intensity(found, "MR", wrong)
 
 
 def test_msd_and_nnunet_layouts_hold_the_same_cases(data: Path, tmp_path: Path) -> None:
