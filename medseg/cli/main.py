@@ -14,6 +14,7 @@ import medseg
 from medseg.cli.bundles import app as bundles_app
 from medseg.cli.evaluate import evaluate
 from medseg.cli.infer import infer
+from medseg.cli.networks import app as networks_app
 from medseg.cli.train import train
 from medseg.errors import Interrupted, MedsegError
 
@@ -31,6 +32,7 @@ app.command()(infer)
 app.command()(evaluate)
 app.command()(train)
 app.add_typer(bundles_app, name="bundles")
+app.add_typer(networks_app, name="networks")
 
 
 def _print_version(value: bool) -> None:  # noqa: FBT001 - typer's callback
