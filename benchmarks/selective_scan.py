@@ -5,7 +5,7 @@
     python benchmarks/selective_scan.py --device cuda          # where there is one
 
 Each round runs every formulation once, one after the other, so that a busy machine slows all of them; the ratio is the
-median over the rounds of the loop's time by the formulation's. The table gives wall times; the JSON has CPU times too.
+median over the rounds of the loop's time by the formulation's, once by wall and once by CPU time.
 """
 
 from __future__ import annotations
