@@ -60,7 +60,7 @@ def all_bundles() -> Iterator[Path]:
         if not folder.is_dir():
             continue
         for root in sorted(folder.iterdir()):
-            if (root / _METADATA).is_file() and root.name not in seen:
+            if (root / _METADATA).is_file() and root.name not in seen and not root.name.startswith("."):
                 seen.add(root.name)
                 yield _by_name(root.name) or root
 
