@@ -31,6 +31,17 @@ class Outputs:
     probabilities: Target | None = None
     statistics: Target | None = None
 
+    def paths(self) -> dict[str, Path]:
+        """Kind to path of every file that will be written."""
+        targets = {
+            "labels": self.labels,
+            "record": self.record,
+            "preview": self.preview,
+            "probabilities": self.probabilities,
+            "statistics": self.statistics,
+        }
+        return {kind: target.path for kind, target in targets.items() if target is not None}
+
 
 def reserve_outputs(
     scans: Sequence[Path],
@@ -61,20 +72,37 @@ def reserve_outputs(
         labels = output / name
     else:
         labels = output
-    base, _ = split_suffix(labels)
-
-    def beside(ending: str) -> Path:
-        return labels.with_name(base + ending)
+    names = outputs_beside(labels, probabilities=probabilities)
 
     def checked(path: Path, *suffixes: str) -> Target:
         return reserve(path, overwrite=overwrite, inputs=scans, suffixes=suffixes)
 
     return Outputs(
         labels=checked(labels, *NIFTI_SUFFIXES),
-        record=checked(beside(".json")),
-        preview=checked(beside(".png")),
-        probabilities=checked(beside("_probabilities.nii.gz")) if probabilities else None,
+        record=checked(names.record.path),
+        preview=checked(names.preview.path),
+        probabilities=checked(names.probabilities.path) if names.probabilities is not None else None,
         statistics=checked(statistics, ".csv") if statistics is not None else None,
+    )
+
+
+def outputs_beside(labels: Path, *, probabilities: bool = False) -> Outputs:
+    """The names of a case's outputs, unchecked; what is there may be replaced.
+
+    Args:
+        labels: the label map's name, which the other names follow.
+        probabilities: also a probability map.
+    """
+    base, _ = split_suffix(labels)
+
+    def beside(ending: str) -> Target:
+        return Target(labels.with_name(base + ending), overwrite=True)
+
+    return Outputs(
+        labels=Target(labels, overwrite=True),
+        record=beside(".json"),
+        preview=beside(".png"),
+        probabilities=beside("_probabilities.nii.gz") if probabilities else None,
     )
 
 
@@ -89,14 +117,7 @@ def write_outputs(result: Result, outputs: Outputs) -> Result:
     """
     from medseg.report.preview import render_preview
 
-    targets = {
-        "labels": outputs.labels,
-        "record": outputs.record,
-        "preview": outputs.preview,
-        "probabilities": outputs.probabilities,
-        "statistics": outputs.statistics,
-    }
-    written = {kind: target.path.name for kind, target in targets.items() if target is not None}
+    written = {kind: path.name for kind, path in outputs.paths().items()}
     result = result.with_outputs(written)
     record = result.record
     picture = render_preview(

@@ -1,0 +1,240 @@
+"""Which scans a batch is made of: folders, patterns, files and manifests become cases with one name each."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from medseg.batch.manifest import read_manifest
+from medseg.errors import InputError, UsageError
+from medseg.io.files import split_suffix
+
+SCAN_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".hdr.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
+"""Suffixes, in lower case, that a folder or a pattern is searched for."""
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One scan on its way.
+
+    Attributes:
+        name: unique in the batch; the outputs are ``OUT_DIR/name_seg.nii.gz`` and so on; may hold subfolders ("a/ct").
+        scans: absolute paths: one volume, or one for each channel.
+        problem: why it cannot be computed, as far as the names tell; empty when nothing is wrong.
+    """
+
+    name: str
+    scans: tuple[Path, ...]
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The cases of a batch.
+
+    Attributes:
+        cases: in the order given; the files of a folder by name.
+        notes: what was left out, one sentence each.
+    """
+
+    cases: tuple[Case, ...]
+    notes: tuple[str, ...] = ()
+
+
+def find_cases(
+    inputs: Sequence[str | Path], *, channels: int = 1, recursive: bool = False, output: Path | None = None
+) -> Found:
+    """Find the cases that the inputs name.
+
+    Args:
+        inputs: folders, patterns (``"data/*/ct.nii.gz"``), volumes and CSV manifests.
+        channels: of the bundle; with several, files ``CASE_0000``, ``CASE_0001`` ... are one case.
+        recursive: also search the folders' subfolders; the names keep them.
+        output: the batch's folder, which is not searched when it lies inside an input.
+
+    Raises:
+        InputError: an input does not exist, or there is no scan at all.
+        UsageError: two different scans would get one name, or a manifest is not one.
+    """
+    avoid = output.resolve() if output is not None else None
+    cases: list[Case] = []
+    files: list[_File] = []
+    left_out = 0
+    for given in inputs:
+        path = Path(given)
+        if path.suffix.lower() == ".csv" and path.is_file():
+            cases += [
+                Case(row.case or split_suffix(row.images[0])[0], row.images, _channel_count(len(row.images), channels))
+                for row in read_manifest(path)
+            ]
+            continue
+        found = _expand(path, str(given), recursive=recursive, avoid=avoid)
+        named = path.is_file()
+        kept = [file for file in found if named or not _is_output(file.path)]
+        left_out += len(found) - len(kept)
+        files += kept
+    # A shell expands *.nii.gz to scans and their segmentations alike.
+    scans = {(file.path.parent, split_suffix(file.path)[0]) for file in files}
+    plain = [file for file in files if not _is_output(file.path) or _scan_of(file.path) not in scans]
+    left_out += len(files) - len(plain)
+    cases += _grouped(plain, channels) if channels > 1 else [_single(file) for file in plain]
+    if not cases:
+        seen = ", ".join(str(one) for one in inputs[:_NAMED])
+        more = f" ({left_out} files *_seg are results, not scans)" if left_out else ""
+        raise InputError(
+            seen, f"no scan found ({', '.join(SCAN_SUFFIXES)}){more}", "check the path, or add --recursive"
+        )
+    cases, notes = _without_repeats(cases)
+    _check_names(cases)
+    if left_out:
+        notes.append(f"{left_out} file{'s' if left_out > 1 else ''} named *_seg left out: results, not scans")
+    return Found(tuple(cases), tuple(notes))
+
+
+def identity(path: Path) -> tuple[int, int] | str:
+    """What two names of one file share: device and inode, or the absolute path of a file that does not exist."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return str(path)
+    return found.st_dev, found.st_ino
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A volume, and the folder that its name is relative to."""
+
+    path: Path
+    base: Path
+
+    def name(self, stem: str) -> str:
+        """The case's name for a file name without suffix."""
+        return (PurePosixPath(self.path.parent.relative_to(self.base)) / stem).as_posix()
+
+
+def _expand(path: Path, text: str, *, recursive: bool, avoid: Path | None) -> list[_File]:
+    """The volumes that one input names, sorted."""
+    absolute = path.absolute()  # links are kept: their names may be better than those of what they lead to
+    if path.is_dir():
+        found = _walk(absolute, recursive=recursive, avoid=avoid)
+        return [_File(one, absolute) for one in sorted(found) if _is_scan(one)]
+    if path.exists() or path.is_symlink():
+        return [_File(absolute, absolute.parent)]
+    if not glob.has_magic(text):
+        raise InputError(path, "no such file or folder", "check the path")
+    parts = Path(text).parts
+    fixed = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    base = Path(*parts[:fixed]).absolute()
+    matches = sorted(base.glob(str(Path(*parts[fixed:]))))
+    kept = [one for one in matches if _is_scan(one) and one.is_file() and not _inside(one, base, avoid)]
+    if not kept:
+        raise InputError(text, f"no scan fits this pattern; {len(matches)} other files do", "check the pattern")
+    return [_File(one, base) for one in kept]
+
+
+def _inside(path: Path, base: Path, avoid: Path | None) -> bool:
+    """Whether a file lies in the folder to avoid; never when that is the searched folder itself."""
+    return avoid is not None and avoid != base.resolve() and path.resolve().is_relative_to(avoid)
+
+
+def _walk(root: Path, *, recursive: bool, avoid: Path | None) -> Iterator[Path]:
+    """Files of a folder; links to folders are followed, each folder once."""
+    seen = {identity(root)}
+    for folder, folders, files in os.walk(root, followlinks=True):
+        here = Path(folder)
+        yield from (here / name for name in files)
+        inner = []
+        for name in sorted(folders) if recursive else ():
+            mark = identity(here / name)
+            if not name.startswith(".") and mark not in seen and (here / name).resolve() != avoid:
+                seen.add(mark)
+                inner.append(name)
+        folders[:] = inner
+
+
+def _is_scan(path: Path) -> bool:
+    return split_suffix(path)[1].lower() in SCAN_SUFFIXES and not path.name.startswith(".")
+
+
+def _is_output(path: Path) -> bool:
+    """Whether the name is one that medseg gives to its results."""
+    stem, suffix = split_suffix(path)
+    return suffix.lower() in {".nii", ".nii.gz"} and stem.endswith(("_seg", "_seg_probabilities"))
+
+
+def _scan_of(path: Path) -> tuple[Path, str]:
+    """Folder and name of the scan that a result belongs to."""
+    return path.parent, split_suffix(path)[0].removesuffix("_probabilities").removesuffix("_seg")
+
+
+def _single(file: _File) -> Case:
+    return Case(file.name(split_suffix(file.path)[0]), (file.path,))
+
+
+def _grouped(files: Iterable[_File], channels: int) -> list[Case]:
+    """Cases of files CASE_0000, CASE_0001 ...; a file without such a number holds all channels itself."""
+    groups: dict[tuple[Path, str], dict[int, _File]] = {}
+    cases: list[Case] = []
+    for file in files:
+        stem, _ = split_suffix(file.path)
+        if numbered := _CHANNEL.fullmatch(stem):
+            group = groups.setdefault((file.path.parent, numbered[1]), {})
+            other = group.setdefault(int(numbered[2]), file)
+            if identity(other.path) != identity(file.path):
+                raise UsageError(file.path, f"the same channel as {other.path.name}", "keep one of the two")
+        else:
+            cases.append(_single(file))
+    for (_, stem), group in groups.items():
+        numbers = sorted(group)
+        missing = sorted(set(range(channels)) - set(numbers))
+        problem = ""
+        if missing:
+            problem = f"channel {', '.join(f'_{number:04}' for number in missing)} is missing"
+        elif len(numbers) > channels:
+            problem = _channel_count(len(numbers), channels)
+        cases.append(Case(group[numbers[0]].name(stem), tuple(group[number].path for number in numbers), problem))
+    return sorted(cases, key=lambda case: case.name)
+
+
+def _channel_count(count: int, channels: int) -> str:
+    """The problem with this many files; none for one file, which may hold all channels."""
+    return "" if count in {1, channels} else f"{count} files; the bundle takes {channels}"
+
+
+def _without_repeats(cases: Sequence[Case]) -> tuple[list[Case], list[str]]:
+    """Each scan once; of several names for one file the one that is no link counts."""
+    kept: dict[tuple[tuple[int, int] | str, ...], Case] = {}
+    repeats: list[tuple[str, str]] = []
+    for case in cases:
+        key = tuple(identity(scan) for scan in case.scans)
+        first = kept.setdefault(key, case)
+        if first is case or first == case:
+            continue
+        if first.scans[0].is_symlink() and not case.scans[0].is_symlink():
+            kept[key], first, case = case, case, first
+        if first.name != case.name:
+            repeats.append((case.name, first.name))
+    notes = [f"{name} is the same scan as {first}; computed once" for name, first in repeats[:_NAMED]]
+    if len(repeats) > _NAMED:
+        notes.append(f"{len(repeats) - _NAMED} more names of scans that are computed once")
+    return list(kept.values()), notes
+
+
+def _check_names(cases: Sequence[Case]) -> None:
+    """Refuse two different scans whose outputs would have one name."""
+    first: dict[str, Case] = {}
+    for case in cases:
+        other = first.setdefault(case.name, case)
+        if other is not case:
+            raise UsageError(
+                f"{case.name}_seg.nii.gz",
+                f"would be made of {other.scans[0]} and of {case.scans[0]}",
+                'quote the pattern ("data/*/ct.nii.gz"), or name the cases in a CSV manifest',
+            )
