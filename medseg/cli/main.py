@@ -11,11 +11,13 @@ from typing import Annotated
 import typer
 
 import medseg
+from medseg.cli.batch import batch
 from medseg.cli.bundles import app as bundles_app
 from medseg.cli.evaluate import evaluate
 from medseg.cli.infer import infer
 from medseg.cli.networks import app as networks_app
 from medseg.cli.train import train
+from medseg.cli.weights import app as weights_app
 from medseg.errors import Interrupted, MedsegError
 
 log = logging.getLogger(__name__)
@@ -29,10 +31,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(infer)
+app.command()(batch)
 app.command()(evaluate)
 app.command()(train)
 app.add_typer(bundles_app, name="bundles")
 app.add_typer(networks_app, name="networks")
+app.add_typer(weights_app, name="weights")
 
 
 def _print_version(value: bool) -> None:  # noqa: FBT001 - typer's callback

@@ -248,7 +248,19 @@ def test_bundles_are_listed_shown_and_verified(bundle: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["infer"], ["evaluate"], ["train"], ["bundles"], ["bundles", "pack"], ["bundles", "verify"]]
+    "command",
+    [
+        [],
+        ["infer"],
+        ["batch"],
+        ["evaluate"],
+        ["train"],
+        ["bundles"],
+        ["bundles", "pack"],
+        ["bundles", "verify"],
+        ["networks", "show"],
+        ["weights", "import"],
+    ],
 )
 def test_help_says_what_a_command_does_without_loading_torch(command: list[str]) -> None:
     code = (
