@@ -1,6 +1,6 @@
 """The tables of docs/networks.md: facts, errors on the golden cases, time and memory of a forward pass.
 
-    python benchmarks/networks.py                                # everything, with two threads
+    python benchmarks/networks.py --page docs/networks.md        # everything, with two threads
     python benchmarks/networks.py --only forward --threads 1 --json networks.json
     MEDSEG_GOLDEN=DIR python benchmarks/networks.py --only golden
 
@@ -190,93 +190,119 @@ def _child(arguments: list[str]) -> None:
     print(json.dumps(found))
 
 
-def print_facts() -> list[dict[str, Any]]:
-    """The facts of all architectures as Markdown."""
+Rows = list[dict[str, Any]]
+
+
+def facts_table(rows: Rows) -> Iterator[str]:
+    """The facts of all architectures as lines of Markdown."""
     from dataclasses import asdict
 
     from medseg.networks.facts import read_facts
     from medseg.networks.registry import names
 
-    rows = [(name, read_facts(name)) for name in names()]
-    print(
-        "| name | paper | public code, licence | input | parameters | GMACs at |\n| --- | --- | --- | --- | --- | --- |"
-    )
-    for name, facts in rows:
+    yield "| name | paper | public code, licence | input | parameters | GMACs at |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for name in names():
+        facts = read_facts(name)
+        rows.append({"name": name, **asdict(facts)})
         size = " x ".join(map(str, facts.default_input[1:]))
-        print(
+        yield (
             f"| `{name}` | {facts.paper} | {facts.code}, {facts.code_license} | {facts.input_rule} "
             f"| {facts.parameters:,} | {facts.gmacs:.1f} at {size} |"
         )
-    print("\n| name | data | reported by the authors |\n| --- | --- | --- |")
-    for name, facts in rows:
-        for data, figures in facts.results:
-            print(f"| `{name}` | {data} | {figures} |")
-    return [{"name": name, **asdict(facts)} for name, facts in rows]
 
 
-def print_golden() -> list[dict[str, Any]]:
-    """The largest absolute error of every golden case as Markdown."""
+def results_table(_rows: Rows) -> Iterator[str]:
+    """What the authors report, as lines of Markdown."""
+    from medseg.networks.facts import read_facts
+    from medseg.networks.registry import names
+
+    yield "| name | data | reported by the authors |"
+    yield "| --- | --- | --- |"
+    for name in names():
+        for data, figures in read_facts(name).results:
+            yield f"| `{name}` | {data} | {figures} |"
+
+
+def golden_table(rows: Rows) -> Iterator[str]:
+    """The largest absolute error of every golden case as lines of Markdown."""
     from medseg.networks.registry import names
     from tests.golden.cases import HERE, find_cases
 
-    print("\n| golden case | largest absolute error | allowed |\n| --- | --- | --- |")
-    rows = []
+    yield "| golden case | largest absolute error | allowed |"
+    yield "| --- | --- | --- |"
     for name in names():
         for case in find_cases(name):
-            described = case.description()
             error = in_a_process("golden", name, str(case.path))
-            allowed = described.get("tolerance", 1e-4)
+            allowed = case.description().get("tolerance", 1e-4)
             label = f"{case} (the project's own)" if case.path.parent == HERE else str(case)
-            print(f"| {label} | {error:.1e} | {allowed:.0e} |", flush=True)
             rows.append({"case": label, "error": error, "allowed": allowed})
-    return rows
+            yield f"| {label} | {error:.1e} | {allowed:.0e} |"
 
 
-def print_forward(threads: int, repeats: int) -> list[dict[str, Any]]:
-    """Seconds and peak memory of every architecture as Markdown."""
+def forward_table(rows: Rows, threads: int, repeats: int) -> Iterator[str]:
+    """Seconds and peak memory of every architecture as lines of Markdown."""
     import torch
 
     from medseg.networks.registry import names
 
-    print(f"\n{platform.machine()}, {threads} threads, torch {torch.__version__}, median of {repeats} rounds\n")
-    print("| name | s | plain s | ratio | ratio, CPU time | peak MB | plain MB | difference | plain formulation |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    rows = []
+    yield f"{platform.machine()}, {threads} threads, torch {torch.__version__}, median of {repeats} rounds."
+    yield ""
+    yield "| name | s | plain s | ratio | ratio, CPU time | peak MB | plain MB | difference | plain formulation |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for name in names():
         row = in_a_process("times", name, str(threads), str(repeats))
         for kind in ("medseg", "plain"):
             row[f"{kind}_peak_mb"] = in_a_process("memory", name, str(threads), kind)
-        print(
+        rows.append({"name": name, "threads": threads, "repeats": repeats, **row})
+        yield (
             f"| `{name}` | {row['medseg_seconds']:.2f} | {row['plain_seconds']:.2f} | {row['ratio']:.2f} "
             f"| {row['cpu_ratio']:.2f} | {row['medseg_peak_mb']:.0f} | {row['plain_peak_mb']:.0f} "
-            f"| {row['difference']:.1e} | {PLAIN.get(name, '')} |",
-            flush=True,
+            f"| {row['difference']:.1e} | {PLAIN.get(name, '')} |"
         )
-        rows.append({"name": name, "threads": threads, "repeats": repeats, **row})
-    return rows
+
+
+def put_into(page: Path, table: str, lines: list[str]) -> None:
+    """Replace what stands between the comments ``<!-- table -->`` and ``<!-- end -->`` of a page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(f"<!-- {table} -->\n")
+    _, _, after = rest.partition("<!-- end -->")
+    if not after:
+        raise SystemExit(f"{page} has no place for the table {table}")
+    text = "\n".join(lines)
+    page.write_text(f"{before}<!-- {table} -->\n{text}\n<!-- end -->{after}", encoding="utf-8")
 
 
 def main() -> None:
-    """Print Markdown, and write JSON where asked."""
+    """Print Markdown; write JSON and the page's tables where asked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", choices=("facts", "golden", "forward"))
+    parser.add_argument("--only", choices=("facts", "results", "golden", "forward"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path, help="page whose tables are replaced, docs/networks.md")
     parser.add_argument("--child", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         _child(options.child)
         return
-    result: dict[str, Any] = {}
-    if options.only in (None, "facts"):
-        result["facts"] = print_facts()
-    if options.only in (None, "golden"):
-        result["golden"] = print_golden()
-    if options.only in (None, "forward"):
-        result["forward"] = print_forward(options.threads, options.repeats)
+    rows: dict[str, Rows] = {table: [] for table in ("facts", "results", "golden", "forward")}
+    tables = {
+        "facts": facts_table(rows["facts"]),
+        "results": results_table(rows["results"]),
+        "golden": golden_table(rows["golden"]),
+        "forward": forward_table(rows["forward"], options.threads, options.repeats),
+    }
+    for table, made in tables.items():
+        if options.only in (None, table):
+            lines = []
+            for line in made:
+                print(line, flush=True)
+                lines.append(line)
+            print()
+            if options.page:
+                put_into(options.page, table, lines)
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        options.json.write_text(json.dumps({table: found for table, found in rows.items() if found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
