@@ -68,7 +68,12 @@ def crop_transform(config: TrainingConfig, spec: BundleSpec) -> Compose:
         RandSpatialCropd(keys=("image", "label"), roi_size=roi, random_size=False),
         *(RandFlipd(keys=("image", "label"), prob=0.5, spatial_axis=axis) for axis in config.mirror_axes),
         *([] if flat is None else [_SliceOut(flat)]),
-        RandSimulateLowResolutiond(keys="image", prob=chances.low_resolution_probability, zoom_range=(0.5, 1.0)),
+        RandSimulateLowResolutiond(
+            keys="image",
+            prob=chances.low_resolution_probability,
+            upsample_mode="trilinear" if flat is None else "bilinear",
+            zoom_range=(0.5, 1.0),
+        ),
         RandGaussianSmoothd(
             keys="image",
             prob=chances.blur_probability,

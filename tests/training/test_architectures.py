@@ -157,6 +157,31 @@ def test_slices_are_cut_along_the_thickest_voxels_or_where_the_user_says(data: P
         derive_spec(_config("dformer").model_copy(update={"architecture": "unet"}), dataset, dataset.cases)
 
 
+@pytest.mark.parametrize(("axis", "neighbours"), [(0, 0), (1, 1), (2, 1)])
+def test_every_augmentation_works_on_slices_and_keeps_them_apart(axis: int, neighbours: int) -> None:
+    always = dict.fromkeys(STILL, 1.0)
+    shape = [20, 30, 40]
+    shape[axis] = 9
+    # Each slice has a value of its own: a turn out of the plane would mix them.
+    values = torch.arange(9.0).reshape([9 if index == axis else 1 for index in range(3)])
+    image = values.expand(shape)[None].clone()
+    label = torch.zeros(shape, dtype=torch.uint8)
+    label.select(axis, 4).fill_(1)
+    roi = tuple(1 if index == axis else 32 for index in range(3))
+    spec = tiny_spec(roi_size=roi, slices=SliceSpec(axis, neighbours=neighbours), padding="replicate")
+    for augmentation in (always, {**STILL, "affine_probability": 1.0}):
+        config = _config("paratranscnn", network={}, augmentation=augmentation, mirror_axes=(0, 1, 2))
+        stream = CropStream([CachedCase("a", image, label)], spec, crop_transform(config, spec), seed=0)
+        for number in range(6):
+            crop = stream[number]
+            assert crop["image"].shape == (2 * neighbours + 1, 32, 32)
+            assert bool(torch.isfinite(crop["image"]).all())
+    moved = crop["image"]
+    # Where it is not the padding that a turn brings in, a slice has one value.
+    assert all(float((channel - channel[16, 16]).abs().max()) < 1e-4 for channel in moved)
+    assert bool((crop["label"] == 1).any()) == bool(moved[neighbours, 16, 16] == 4)
+
+
 @pytest.mark.parametrize("resize", ["none", "published"])
 def test_training_and_inference_give_the_network_the_same_slices(resize: Any) -> None:
     image = torch.rand(1, 6, 20, 30)
