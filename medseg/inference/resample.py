@@ -85,8 +85,19 @@ def resample_linear(image: Tensor | NDArray[Any], shape: Sequence[int], step: Se
         ):
             if high >= begin + len(slab):
                 begin = low
-                slab = np.ascontiguousarray(channel[begin : max(begin + _SLAB, high + 1)], dtype=np.float32)
+                slab = _contiguous(channel[begin : max(begin + _SLAB, high + 1)])
             below = torch.from_numpy(slab[low - begin])
             plane = torch.lerp(below, torch.from_numpy(slab[high - begin]), weight) if weight else below
             target[index] = columns.sample(rows.sample(plane, 0), 1)
+    return result
+
+
+def _contiguous(slab: NDArray[Any]) -> NDArray[np.float32]:
+    """A slab (n, Y, Z) of any type and layout as float32 in C order."""
+    if abs(slab.strides[0]) >= abs(slab.strides[2]):
+        return np.ascontiguousarray(slab, dtype=np.float32)
+    # Voxels along the first axis lie next to each other: by planes of the last one, each cache line is read once.
+    result = np.empty(slab.shape, dtype=np.float32)
+    for index in range(slab.shape[2]):
+        result[:, :, index] = slab[:, :, index]
     return result

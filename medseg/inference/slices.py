@@ -12,7 +12,7 @@ and column of the slice are lost. The published results were computed so, hence 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal, get_args
 
@@ -69,32 +69,25 @@ class SlicePredictor:
         """Map image (B, C, D, H, W) to logits (B, K, D, H, W) on the same grid."""
         if image.ndim != 5:
             raise ValueError(f"image is {tuple(image.shape)}; it must be (B, C, D, H, W)")
+        return torch.stack([torch.stack(list(self.planes(volume)), dim=1 + self.axis) for volume in image])
+
+    @torch.no_grad()
+    def planes(self, volume: Tensor) -> Iterator[Tensor]:
+        """Logits of volume (C, D, H, W), slice after slice: (K, h, w), where the volume is."""
         if isinstance(self.network, nn.Module) and self.network.training:
             raise ValueError("the network is in training mode, where slices of a batch change each other; call eval()")
-        with torch.no_grad():
-            return torch.stack([self._volume(volume) for volume in image])
-
-    def _volume(self, volume: Tensor) -> Tensor:
-        """Map volume (C, D, H, W) to logits (K, D, H, W)."""
         stack = volume.movedim(1 + self.axis, 0)
         fit = self._fit(stack)
         count = len(stack)
+        if count == 0:
+            raise ValueError(f"image has no slice along axis {self.axis}")
         reach = torch.arange(-self.neighbours, self.neighbours + 1)
         sources = (torch.arange(count)[:, None] + reach).clamp(0, count - 1).to(stack.device)
         device = self._device(volume)
-        logits = None
         for start in range(0, count, self.batch_size):
-            stop = min(start + self.batch_size, count)
-            batch = stack[sources[start:stop]].flatten(1, 2).to(device)
+            batch = stack[sources[start : start + self.batch_size]].flatten(1, 2).to(device)
             output = self.network(fit.forward(batch))
-            part = fit.back(output if isinstance(output, Tensor) else output[0])
-            if logits is None:
-                shape = (part.shape[1], *volume.shape[1:])
-                logits = torch.empty(shape, dtype=part.dtype, device=volume.device)
-            logits.movedim(1 + self.axis, 0)[start:stop] = part.to(volume.device)
-        if logits is None:
-            raise ValueError(f"image has no slice along axis {self.axis}")
-        return logits
+            yield from fit.back(output if isinstance(output, Tensor) else output[0]).to(volume.device)
 
     def _device(self, volume: Tensor) -> torch.device:
         if isinstance(self.network, nn.Module):
