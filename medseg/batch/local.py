@@ -197,11 +197,15 @@ class ProcessPool:
         try:
             for _ in range(slots):
                 self._workers.append(self._start())
-            while not all(worker.ready for worker in self._workers):
+            while not any(worker.ready for worker in self._workers):
                 self.wait()
         except BaseException:
             self.close(interrupted=True)
             raise
+
+    def ready(self, slot: int) -> bool:
+        """Whether a worker takes cases: they wait in its pipe until it has loaded the model."""
+        return slot < self.slots
 
     def submit(self, slot: int, case: Case) -> None:
         """Give a case to a worker; should the worker be dead, `wait` tells."""
@@ -256,7 +260,8 @@ class ProcessPool:
     def _start(self) -> _Process:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, self._factory, self._threads), daemon=True)
-        process.start()
+        with _interrupt_held_back():
+            process.start()
         theirs.close()
         return _Process(process, ours)
 
@@ -303,7 +308,7 @@ def make_worker(bundle: Path, settings: Settings, output: Path, token: str) -> W
 
 def _serve(pipe: Connection, factory: Factory, threads: int) -> None:
     """A worker process: cases come in, lines go out."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -325,6 +330,19 @@ def _serve(pipe: Connection, factory: Factory, threads: int) -> None:
         pipe.send(error)
     except (Interrupted, EOFError, OSError):
         pass  # told to end, or nobody listens any more
+
+
+@contextlib.contextmanager
+def _interrupt_held_back() -> Iterator[None]:
+    """Hold SIGINT back for a moment; a process started now never gets it: the terminal sends it to all of them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

@@ -26,6 +26,9 @@ class Pool(Protocol):
     slots: int
     depth: int
 
+    def ready(self, slot: int) -> bool:
+        """Whether a worker takes cases."""
+
     def submit(self, slot: int, case: Case) -> None:
         """Give a case to a worker."""
 
@@ -51,7 +54,7 @@ def drive(pool: Pool, cases: Sequence[Case], *, on_start: OnStart, on_entry: OnE
         while waiting or any(held):
             for depth in range(1, pool.depth + 1):  # every worker gets its first case before one gets its second
                 for slot, mine in enumerate(held):
-                    if waiting and len(mine) < depth:
+                    if waiting and len(mine) < depth and pool.ready(slot):
                         mine.append(waiting.popleft())
                         on_start(mine[-1])
                         pool.submit(slot, mine[-1])
@@ -65,15 +68,17 @@ def drive(pool: Pool, cases: Sequence[Case], *, on_start: OnStart, on_entry: OnE
                     else:
                         on_entry(case, entry)
         while alone:
+            while (free := next((slot for slot in range(pool.slots) if pool.ready(slot)), None)) is None:
+                pool.wait()
             case = alone.popleft()
-            held[0] = [case]
-            pool.submit(0, case)
-            while held[0]:
+            held[free].append(case)
+            pool.submit(free, case)
+            while held[free]:
                 for slot, entry in pool.wait():
-                    if slot == 0 and entry is None:
-                        held[0] = []
+                    if slot == free and entry is None:
+                        held[free] = []
                         on_entry(case, Entry(event="failed", case=case.name, code=MEMORY, message=_DIED))
-                    elif entry is not None and _taken(held[0], entry):
+                    elif entry is not None and _taken(held[free], entry):
                         on_entry(case, entry)
     except Interrupted:
         for entry in pool.close(interrupted=True):

@@ -8,8 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,18 +20,21 @@ from medseg.batch.cases import Case
 from medseg.batch.journal import Entry
 from medseg.batch.local import Factory
 from medseg.batch.worker import Worker
-from medseg.errors import DeviceError, MedsegError
+from medseg.errors import DeviceError, Interrupted, MedsegError
 
 log = logging.getLogger(__name__)
 
 _POLL = 1.0
+_PATIENCE = 600.0
+_ANSWER = 5.0
 
 
 class RayPool:
     """Actors on an existing cluster, or on one started for this run on this machine.
 
-    An actor that died is started again, on another node where its own is gone. Ray itself never repeats a task: a
-    case that may have killed its actor must not be tried beside others.
+    An actor that died is replaced by a new one, on another node where its own is gone; no case waits for one that
+    finds no place. Ray itself restarts and repeats nothing: a case that may have killed its actor must not be tried
+    beside others.
 
     Args:
         factory: makes the worker in its actor.
@@ -56,84 +62,104 @@ class RayPool:
         cpus_per_actor: int = 1,
         gpu: bool | None = None,
     ) -> None:
-        self._ray = ray = _import_ray()
+        self._ray = _import_ray()
         self._tasks: dict[Any, tuple[int, Case]] = {}
+        self._checks: dict[Any, int] = {}
         self._actors: list[Any] = []
-        self._began = not ray.is_initialized()
-        with _own_signals():
-            try:
-                if self._began:
-                    ray.init(
-                        address=address or "local",
-                        include_dashboard=None if address else False,
-                        log_to_driver=False,
-                        logging_level=logging.ERROR,
-                        configure_logging=False,
-                    )
-            except (ConnectionError, RuntimeError, ValueError, OSError) as err:
-                reason = str(err).strip().partition("\n")[0]
-                raise DeviceError("--address", f"no Ray cluster answers ({reason})", "check ray status") from err
+        self._ready: list[bool] = []
+        self._last_ready = time.monotonic()
+        self._began = not self._ray.is_initialized()
+        if self._began:
+            _connect(self._ray, address)
         try:
-            resources = ray.cluster_resources()
-            gpus = int(resources.get("GPU", 0))
-            use_gpu = gpus > 0 if gpu is None else gpu
-            cores = int(resources.get("CPU", 0))
-            fit = min(cores // cpus_per_actor, gpus) if use_gpu else cores // cpus_per_actor
-            if fit < 1 or (actors or 1) > fit:
-                asked = f"{actors or 1} x {cpus_per_actor} cores" + (" and a GPU" if use_gpu else "")
-                raise DeviceError(
-                    "--engine ray", f"{asked} asked for, the cluster has {cores} cores and {gpus} GPUs", "ask for less"
-                )
-            self.slots = min(actors or fit, most)
-            remote = ray.remote(_Actor)
-            self._actors = [
-                remote.options(
-                    num_cpus=cpus_per_actor,
-                    num_gpus=1 if use_gpu else 0,
-                    max_restarts=-1,
-                    max_task_retries=0,
-                    max_concurrency=self.depth + 1,
-                ).remote(factory, cpus_per_actor)
-                for _ in range(self.slots)
-            ]
-            checks = [actor.problem.remote() for actor in self._actors]
-            while len(ray.wait(checks, num_returns=len(checks), timeout=_POLL)[0]) < len(checks):
-                pass  # short waits: a signal's handler runs between them
-            for problem in ray.get(checks):
-                if problem is not None:
-                    raise problem
-        except ray.exceptions.RayError as err:
-            self.close(interrupted=True)
-            raise DeviceError(
-                "--engine ray", f"the actors do not start ({type(err).__name__})", "see Ray's log"
-            ) from err
+            self.slots, self._options = self._places(actors, cpus_per_actor, gpu=gpu, most=most)
+            self._factory, self._threads = factory, cpus_per_actor
+            self._actors, self._ready = [None] * self.slots, [False] * self.slots
+            for slot in range(self.slots):
+                self._start(slot)
+            while not any(self._ready):
+                self.wait()
         except BaseException:
             self.close(interrupted=True)
             raise
+
+    def ready(self, slot: int) -> bool:
+        """Whether the actor has loaded its model."""
+        return self._ready[slot]
 
     def submit(self, slot: int, case: Case) -> None:
         """Give a case to an actor: its name and its paths."""
         self._tasks[self._actors[slot].run.remote(case)] = (slot, case)
 
     def wait(self) -> list[tuple[int, Entry | None]]:
-        """Lines of cases that ended; None for an actor that died or whose node is gone, and that starts again."""
-        if not self._tasks:
-            return []
-        ready, _ = self._ray.wait(list(self._tasks), num_returns=1, timeout=_POLL)
+        """Lines of cases that ended; None for an actor that died or whose node is gone, and that was replaced.
+
+        Raises:
+            DeviceError: for long no actor has found a place.
+        """
+        if any(self._ready):
+            self._last_ready = time.monotonic()
+        elif time.monotonic() - self._last_ready > _PATIENCE:
+            raise DeviceError("--engine ray", f"no actor started in {_PATIENCE:.0f} s", "see ray status and Ray's logs")
+        waiting = [*self._tasks, *self._checks]
+        finished, _ = self._ray.wait(waiting, num_returns=1, timeout=_POLL)
         happened: list[tuple[int, Entry | None]] = []
-        for task in ready:
-            if task not in self._tasks:
-                continue  # of an actor whose death another task told
-            slot, _ = self._tasks.pop(task)
+        for task in finished:
+            slot = self._checks.pop(task) if task in self._checks else self._tasks.pop(task)[0]
             try:
-                happened.append((slot, self._ray.get(task)))
+                answer = self._ray.get(task)
             except self._ray.exceptions.RayTaskError as err:
                 raise err.cause from None
             except self._ray.exceptions.RayError as err:
                 log.info("actor %d: %s", slot, type(err).__name__)
-                self._tasks = {task: place for task, place in self._tasks.items() if place[0] != slot}
+                self._forget(slot)
+                self._start(slot)
                 happened.append((slot, None))
+                continue
+            if isinstance(answer, MedsegError):
+                raise answer
+            self._ready[slot] = True
+            if answer is not None:
+                happened.append((slot, answer))
         return happened
+
+    def _places(
+        self,
+        actors: int | None,
+        cores_each: int,
+        *,
+        gpu: bool | None,
+        most: int,
+    ) -> tuple[int, dict[str, float | int]]:
+        """How many actors there will be, and what Ray is to give to each."""
+        resources = self._ray.cluster_resources()
+        cores, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+        use_gpu = gpus > 0 if gpu is None else gpu
+        fit = min(cores // cores_each, gpus) if use_gpu else cores // cores_each
+        if fit < 1 or (actors or 1) > fit:
+            asked = f"{actors or 1} x {cores_each} cores" + (" and a GPU" if use_gpu else "")
+            raise DeviceError(
+                "--engine ray", f"{asked} asked for, the cluster has {cores} cores and {gpus} GPUs", "ask for less"
+            )
+        return min(actors or fit, most), {
+            "num_cpus": cores_each,
+            "num_gpus": int(use_gpu),
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "max_concurrency": self.depth + 1,
+        }
+
+    def _start(self, slot: int) -> None:
+        """Start an actor; it is ready when its check answers."""
+        self._ready[slot] = False
+        self._actors[slot] = self._ray.remote(_Actor).options(**self._options).remote(self._factory, self._threads)
+        self._checks[self._actors[slot].problem.remote()] = slot
+
+    def _forget(self, slot: int) -> None:
+        """Drop what a lost actor held."""
+        self._ray.kill(self._actors[slot], no_restart=True)
+        self._tasks = {task: place for task, place in self._tasks.items() if place[0] != slot}
+        self._checks = {task: place for task, place in self._checks.items() if place != slot}
 
     def close(self, *, interrupted: bool = False) -> list[Entry]:
         """End the actors, and the cluster if it was started here; when interrupted, after what they are writing.
@@ -144,15 +170,16 @@ class RayPool:
         entries: list[Entry] = []
         if interrupted and self._tasks:
             with contextlib.suppress(self._ray.exceptions.RayError):
-                stops = [actor.stop.remote() for actor in self._actors]
+                stops = [actor.stop.remote() for slot, actor in enumerate(self._actors) if self._ready[slot]]
                 self._ray.wait(stops, num_returns=len(stops), timeout=4.0)
                 ready, _ = self._ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
                 for task in ready:
                     with contextlib.suppress(self._ray.exceptions.RayError):
                         entries.append(self._ray.get(task))
         for actor in self._actors:
-            self._ray.kill(actor, no_restart=True)
-        self._actors, self._tasks = [], {}
+            if actor is not None:
+                self._ray.kill(actor, no_restart=True)
+        self._actors, self._tasks, self._checks = [], {}, {}
         if self._began:
             self._ray.shutdown()
         return [entry for entry in entries if entry.event != "interrupted"]
@@ -200,6 +227,31 @@ def _import_ray() -> Any:
     except ImportError as err:
         raise DeviceError("--engine ray", "Ray is not installed", "pip install 'medseg[ray]'") from err
     return ray
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    """Join the cluster, or start one on this machine.
+
+    Raises:
+        DeviceError: nothing answers there.
+    """
+    found = re.fullmatch(r"(?:ray://)?\[?([^\s/]+?)\]?:(\d{1,5})", address or "")
+    try:
+        if found:  # Ray would wait for minutes
+            socket.create_connection((found[1], int(found[2])), timeout=_ANSWER).close()
+        with _own_signals():
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+            )
+    except (ConnectionError, RuntimeError, ValueError, OSError, OverflowError) as err:
+        reason = str(err).strip().partition("\n")[0]
+        raise DeviceError("--address", f"no Ray cluster answers ({reason})", "check ray status") from err
+    except SystemExit:  # what Ray makes of SIGTERM while it starts
+        raise Interrupted(signal.SIGTERM) from None
 
 
 @contextlib.contextmanager

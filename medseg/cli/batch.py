@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
@@ -84,7 +85,8 @@ def batch(
     from medseg.batch.run import Workers, run_batch
     from medseg.batch.worker import Settings
 
-    with _Display(quiet=quiet or json_) as display:
+    # What a library prints must not come before the JSON.
+    with contextlib.redirect_stdout(sys.stderr), _Display(quiet=quiet or json_) as display:
         summary = run_batch(
             inputs,
             output,
@@ -206,6 +208,8 @@ class _Display:
     def ended(self, case: Case, entry: Entry) -> None:
         """A case has ended."""
         self._done += 1
+        if self._done == 1:  # what it took to load the model says nothing about the cases
+            self._begin = max(self._begin, time.monotonic() - sum(entry.seconds.values()))
         left = self._left()
         self._bar.update(self._task, completed=self._done, left=left)
         place = f"[{self._done}/{self._todo}] {case.name}"
