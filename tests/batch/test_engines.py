@@ -16,7 +16,8 @@ import pytest
 
 from medseg.batch.cases import Case, find_cases
 from medseg.batch.journal import Entry
-from medseg.batch.local import Factory, ProcessPool, run_threads
+from medseg.batch.local import Factory, ProcessPool, make_worker, run_threads
+from medseg.batch.lock import FolderLock
 from medseg.batch.pool import Pool, drive
 from medseg.batch.run import Silence, Workers, run_batch
 from medseg.batch.worker import Settings
@@ -199,6 +200,17 @@ def test_a_network_that_cannot_be_loaded_fails_once_and_not_for_each_case(
         run_batch([_scans(tmp_path / "in", "a", "b")], tmp_path / "out", bundle=broken, workers=workers)
     states = [case["status"] for case in json.loads((tmp_path / "out" / "summary.json").read_text())["cases"]]
     assert states == ["waiting", "waiting"]
+
+
+def test_a_worker_that_outlived_its_run_writes_nothing(bundle: Path, tmp_path: Path) -> None:
+    (case,) = find_cases([_scans(tmp_path / "in", "a")]).cases
+    output = tmp_path / "out"
+    output.mkdir()
+    with FolderLock(output) as lock:
+        orphan = make_worker(bundle, Settings(), output, "the token of a run that was killed")
+        assert orphan.run(case).code == 6
+        assert [path.name for path in output.iterdir()] == [".run.lock"]
+        assert make_worker(bundle, Settings(), output, lock.token).run(case).event == "done"
 
 
 def test_parts_of_a_batch_are_disjoint_and_complete(bundle: Path, tmp_path: Path) -> None:
