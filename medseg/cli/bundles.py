@@ -94,6 +94,8 @@ def show(name: Name, *, json_: AsJson = False) -> None:
         "intensity": [{type(step).__name__: asdict(step)} for step in spec.intensity],
         "roi_size": spec.roi_size,
         "overlap": spec.overlap,
+        "slices": None if spec.slices is None else asdict(spec.slices),
+        "regions": [asdict(region) for region in spec.regions],
         "padding": {"mode": spec.padding, "value": spec.padding_value},
         "mirror_axes": list(spec.mirror_axes),
         "suitability": asdict(spec.suitability),

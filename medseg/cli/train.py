@@ -36,6 +36,12 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --output, stopped or killed.")
     ] = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="Start from these weights as far as they fit: a checkpoint or a model.pt.")
+    ] = None,
+    augment: Annotated[
+        str, typer.Option(help='Augmentation that differs, as JSON, e.g. \'{"rotation": 0.1, "blur_probability": 0}\'.')
+    ] = "{}",
     roi: Annotated[
         str | None, typer.Option(help="Sliding window in voxels, e.g. 32x64x32; default: from data.")
     ] = None,
@@ -61,6 +67,7 @@ def train(
         float, typer.Option(min=0.0, max=0.5, help="Share of the training cases kept to choose the best weights.")
     ] = 0.1,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = "adamw",
     schedule: Annotated[str, typer.Option(help="cosine or polynomial.")] = "cosine",
     ema: Annotated[float, typer.Option(min=0.0, max=0.9999, help="Decay of the averaged weights.")] = 0.995,
     validate_every: Annotated[float, typer.Option(min=0.01, help="Minutes between two validations.")] = 5.0,
@@ -81,13 +88,15 @@ def train(
     """
     settings: dict[str, Any] = {
         "architecture": architecture,
-        "network": _json(network),
+        "network": _json("--network", network),
         "roi_size": _triple("--roi", roi, int),
         "spacing": _triple("--spacing", spacing, float),
         "intensity": intensity,
         "slice_axis": slice_axis,
         "neighbours": neighbours,
         "resize": resize,
+        "weights": None if weights is None else str(weights),
+        "augmentation": _json("--augment", augment),
         "steps": steps,
         "max_minutes": _minutes(max_time),
         "batch_size": batch_size,
@@ -95,6 +104,7 @@ def train(
         "mirror_axes": tuple(int(axis) for axis in mirror.split(",") if axis.strip().isdecimal()),
         "holdout": holdout,
         "precision": precision,
+        "optimizer": optimizer,
         "schedule": schedule,
         "ema_decay": ema,
         "validate_minutes": validate_every,
@@ -134,13 +144,13 @@ def train(
         print(f"run: {output}   next: medseg bundles pack {output} --name NAME")
 
 
-def _json(text: str) -> dict[str, Any]:
+def _json(option: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as err:
-        raise UsageError("--network", f"not JSON ({err})", "e.g. '{\"feature_size\": 12}'") from err
+        raise UsageError(option, f"not JSON ({err})", "e.g. '{\"feature_size\": 12}'") from err
     if not isinstance(value, dict):
-        raise UsageError("--network", "not a JSON object", "e.g. '{\"feature_size\": 12}'")
+        raise UsageError(option, "not a JSON object", "e.g. '{\"feature_size\": 12}'")
     return value
 
 

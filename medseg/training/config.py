@@ -36,8 +36,9 @@ class TrainingConfig(BaseModel):
     """Everything that decides a training run, apart from the data.
 
     The run ends after `steps`, or after `max_minutes` of training time, whichever comes first; the learning
-    rate follows the same clock (warm-up, then cosine or polynomial to 0). `slice_axis`, `neighbours` and `resize` are
-    for 2D networks, see `medseg.bundles.spec.SliceSpec`; without `slice_axis` slices are cut along the axis of the
+    rate follows the same clock (warm-up, then cosine or polynomial to 0). `weights` is a published checkpoint or
+    another bundle's models/model.pt to start from, as far as it fits. `slice_axis`, `neighbours` and `resize` are for
+    2D networks, see `medseg.bundles.spec.SliceSpec`; without `slice_axis` slices are cut along the axis of the
     thickest voxels, or along the first one where voxels are about equally thick.
     """
 
@@ -51,6 +52,7 @@ class TrainingConfig(BaseModel):
     resize: Resize = "none"
     spacing: tuple[float, float, float] | None = None
     intensity: str | None = None
+    weights: str | None = None
     steps: int | None = Field(None, gt=0)
     max_minutes: float | None = Field(None, gt=0)
     batch_size: int = Field(4, gt=0)

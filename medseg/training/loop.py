@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from medseg.bundles.spec import BundleSpec
+from medseg.checkpoints.load import load_pretrained
+from medseg.checkpoints.state import PretrainedReport
 from medseg.errors import InputError, Interrupted
 from medseg.inference.preprocess import strongest
 from medseg.inference.run import volume_logits
@@ -92,6 +94,16 @@ class Trainer:
         self.optimizer = _optimizer(config, self.network)
         self.loss = SegmentationLoss()
         self.progress = Progress()
+
+    def start_from(self, weights: Path) -> PretrainedReport:
+        """Take what fits of a checkpoint, published or of this project, as the first weights.
+
+        Raises:
+            BundleError: it cannot be read, or holds nothing for this network.
+        """
+        report = load_pretrained(self.network, weights)
+        self.average.module.load_state_dict(self.network.state_dict())
+        return report
 
     def resume(self) -> None:
         """Go on from last.pt."""

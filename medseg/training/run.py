@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from medseg.training.fingerprint import (
     fingerprint,
 )
 from medseg.training.loop import Progress, Trainer
+
+log = logging.getLogger(__name__)
 
 _THICK = 1.5  # voxels this much longer along one axis than along the others are slices
 _SLICE_LIMIT = 320  # pixels of a window over slices, when it is derived
@@ -85,6 +88,8 @@ def train(
     trainer = Trainer(config, spec, output, choose_device(device))
     if resume:
         trainer.resume()
+    elif config.weights is not None:
+        log.info("start: %s", trainer.start_from(Path(config.weights)))
     cached = cache_cases([*learn, *held_out], spec, None if prepare is None else _stage(prepare, "preprocess"))
     return trainer.run(cached[: len(learn)], cached[len(learn) :], report)
 

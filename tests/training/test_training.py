@@ -101,6 +101,18 @@ def test_a_run_killed_and_resumed_ends_with_the_weights_of_an_undisturbed_one(da
         torch.testing.assert_close(killed[key], value, atol=1e-6, rtol=1e-5, msg=key)
 
 
+def test_a_run_starts_from_the_weights_of_another_with_another_head(data: Path, tmp_path: Path) -> None:
+    train(_config(steps=1), data, tmp_path / "first")
+    weights = tmp_path / "first" / "models" / "model.pt"
+    two = blob_dataset(tmp_path / "two", cases=2, labels=2)
+    train(_config(steps=1, learning_rate=1e-9, weights=str(weights)), two, tmp_path / "second")
+    first, second = _state(weights), _state(tmp_path / "second" / "models" / "model.pt")
+    key = "swinViT.patch_embed.proj.weight"
+    torch.testing.assert_close(second[key], first[key], atol=1e-6, rtol=0)
+    assert first["out.conv.conv.weight"].shape[0] == 3
+    assert second["out.conv.conv.weight"].shape[0] == 2
+
+
 def _train_saving_each_step(config: TrainingConfig, data: Path, output: Path, report: Any) -> None:
     from medseg.training import loop
 
