@@ -98,7 +98,8 @@ def test_a_scan_unlike_the_training_data_is_refused_and_goes_on_with_force(
 ) -> None:
     path = save_scan(tmp_path / "ct.nii", blob_scan((72, 52, 24)) - 1200, np.diag([1.0, 1.0, 1.6, 1.0]))
     with pytest.raises(
-        BundleError, match=r"view 72 x 52 x 38.4 mm instead of 30-45 x .*voxel size 1 x 1 x 1.6 mm.*look like CT.*--force"
+        BundleError,
+        match=r"view 72 x 52 x 38.4 mm instead of 30-45 x .*voxel size 1 x 1 x 1.6 mm.*look like CT.*--force",
     ):
         medseg.infer(path, bundle=bundle)
     result = medseg.infer(path, bundle=bundle, force=True)
