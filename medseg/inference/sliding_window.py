@@ -168,8 +168,7 @@ def logit_planes(
 
     Args:
         image: (C, D, H, W) float32, on the host.
-        network: maps (B, C, *roi_size) to logits (B, K, *roi_size); of several outputs the first is taken. What it
-            returns may be overwritten.
+        network: maps (B, C, *roi_size) to logits (B, K, *roi_size); of several outputs the first is taken.
         roi_size: window in voxels.
         overlap: share of the window that neighbours share, 0 to below 1.
         blend: weighting of overlapping windows.
@@ -194,37 +193,35 @@ def logit_planes(
         starts[flipped] = [last - first for first in reversed(starts[flipped])]
     order = (axis, *(other for other in range(3) if other != axis))
     corners = list(itertools.product(*(starts[one] for one in order)))
-    weight = importance_map(roi_size, blend)
-    ring_weight = weight.permute(order).contiguous()
+    weight = importance_map(roi_size, blend).permute(order).contiguous()
     turned_inside = [inside[one] for one in order]
     dims = [1 + one for one in flips]
     if isinstance(network, nn.Module) and any(module.training for module in network.modules()):
         reuse = False
 
     ring: Ring | None = None
-    constant = torch.empty(0)  # the last constant window's weighted logits
+    constant = torch.empty(0)  # the last constant window's logits
     flushed = done = 0
     for group in _groups(padded, corners, order, roi_size, sw_batch_size, reuse=reuse):
         live = [entry.window.flip(dims) if dims else entry.window for entry in group if entry.window is not None]
         outputs = iter(_predict(network, torch.stack(live), device) if live else ())
         for entry in group:
             if entry.window is None:
-                weighted = constant
+                logits = constant
             else:
                 logits = next(outputs)
-                weighted = (logits.flip(dims) if dims else logits).mul_(weight)
-                weighted = weighted.permute(0, *(1 + one for one in order)).contiguous()
+                logits = (logits.flip(dims) if dims else logits).permute(0, *(1 + one for one in order)).contiguous()
                 if entry.constant:
-                    constant = weighted if len(live) == 1 else weighted.clone()
+                    constant = logits if len(live) == 1 else logits.clone()
             if ring is None:
-                ring = Ring(len(weighted), ring_weight.shape, [padded.shape[1 + one] for one in order[1:]])
+                ring = Ring(len(logits), weight.shape, [padded.shape[1 + one] for one in order[1:]])
             for index in range(flushed, entry.corner[0]):
                 plane = ring.take(index, turned_inside[1:])
                 if turned_inside[0].start <= index < turned_inside[0].stop:
                     yield plane
             flushed = max(flushed, entry.corner[0])
-            ring.add(weighted, ring_weight, entry.corner)
-        del outputs
+            ring.add(logits, weight, entry.corner)
+        del logits, outputs  # not beside the next ones: with 100 classes they are 350 MB
         done += len(group)
         if progress is not None:
             progress(done, len(corners))
@@ -290,9 +287,7 @@ def _constant_value(window: Tensor) -> tuple[float, ...] | None:
 
 
 def _predict(network: Predictor, batch: Tensor, device: torch.device | None) -> Tensor:
-    """Logits (B, K, *roi_size) float32 on the host, in memory that is free to be overwritten."""
-    there = batch.to(device)
-    found = network(there)
-    output = found if isinstance(found, Tensor) else found[0]
-    logits = output.to("cpu", torch.float32).contiguous()
-    return logits.clone() if logits.untyped_storage().data_ptr() == there.untyped_storage().data_ptr() else logits
+    """Logits (B, K, *roi_size) float32 on the host."""
+    found = network(batch.to(device))
+    logits = found if isinstance(found, Tensor) else found[0]
+    return logits.to("cpu", torch.float32)
