@@ -117,7 +117,7 @@ def network_of(case: Case) -> Any:
         return Timed(BasicUNet(3, 1, case.classes, features=(16, 16, 32, 64, 128, 16))).eval()
     from medseg.networks.registry import create
 
-    return Timed(create("SwinUNETR", in_channels=1, out_channels=case.classes, feature_size=12)).eval()
+    return Timed(create("swin_unetr", in_channels=1, out_channels=case.classes, feature_size=12)).eval()
 
 
 def run_monai(case: Case, scan: Path, output: Path, network: Any) -> None:
