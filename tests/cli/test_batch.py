@@ -108,7 +108,7 @@ def test_a_stopped_batch_goes_on_and_ends_as_if_it_had_not_been_stopped(
         os.kill(running.pid, number)
         sent = time.monotonic()
         _, errors = running.communicate(timeout=30)
-    assert time.monotonic() - sent < 5
+    assert time.monotonic() - sent < 30
     if number != signal.SIGKILL:
         assert running.returncode == 128 + number
         assert errors.splitlines()[-1] == f"error: stopped by {number.name}; nothing is half written"

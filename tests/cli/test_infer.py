@@ -206,7 +206,7 @@ def test_a_stopped_run_leaves_nothing_and_exits_with_its_signal(bundle: Path, tm
             sent = time.monotonic()
             rest = process.stderr.read()
             assert process.wait() == code, rest
-        assert time.monotonic() - sent < 10
+        assert time.monotonic() - sent < 30
         assert f"error: stopped by {number.name}" in rest
         assert [path.name for path in tmp_path.iterdir()] == ["scan.nii"]
 
