@@ -87,9 +87,11 @@ def preprocess(volume: Volume, spec: BundleSpec) -> Case:
         The case; its image is (C, X', Y', Z') float32.
     """
     grid = model_grid(volume.shape, volume.affine, spec)
-    image = torch.from_numpy(np.ascontiguousarray(grid.order.apply(volume.data), dtype=np.float32))
+    turned = grid.order.apply(volume.data)
     if grid.resampled:
-        image = resample_linear(image, grid.shape, grid.step)
+        image = resample_linear(turned, grid.shape, grid.step)
+    else:
+        image = torch.from_numpy(np.ascontiguousarray(turned, dtype=np.float32))
     for step in spec.intensity:
         image = apply_intensity(image, step)
     return Case(image, grid)

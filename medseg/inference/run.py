@@ -23,11 +23,12 @@ from medseg.bundles.spec import BundleSpec
 from medseg.errors import BundleError, MemoryBudgetError, UsageError
 from medseg.evaluation.volumes import LabelStatistics, label_statistics
 from medseg.inference.device import available_memory, choose_device
+from medseg.inference.export import NotFiniteError
+from medseg.inference.memory import memory_plan
 from medseg.inference.preprocess import model_grid, preprocess
 from medseg.inference.record import BundleRecord, InputRecord, LabelRecord, ParameterRecord, Record
-from medseg.inference.restore import restore_labels, restore_probabilities
-from medseg.inference.slice_inferer import SliceInferer
-from medseg.inference.sliding_window import sliding_window, window_count
+from medseg.inference.segment import logits_by_plane, plane_axis, segment
+from medseg.inference.sliding_window import stacked
 from medseg.inference.suitability import unsuitable
 from medseg.io import geometry
 from medseg.io.read import read_volume
@@ -129,18 +130,25 @@ def infer(
                 "use --force to go on",
             )
         warnings += outside
-        _check_memory(volume, spec, keep=probabilities)
+        flips = _flips(spec.mirror_axes if tta else ())
+        _check_memory(volume, spec, flips=len(flips), keep=probabilities)
     with clock("preprocess"):
         case = preprocess(volume, spec)
-    flips = _flips(spec.mirror_axes if tta else ())
-    windows = len(flips) * _windows(case.image.shape[1:], spec)
-    with clock("network"):
-        mean = _mean_probabilities(case.image, network, spec, target, flips, windows, report)
-    if not bool(torch.isfinite(mean).all()):
-        raise BundleError(loaded.name, "produced NaN", "report it with the scan's intensity range")
-    with clock("restore"):
-        labels = restore_labels(mean, case.grid, spec.regions)
-        kept = restore_probabilities(mean, case.grid) if probabilities else None
+    try:
+        with clock("network"):
+            found = segment(
+                case,
+                network,
+                spec,
+                target,
+                flips=flips,
+                probabilities=probabilities,
+                progress=lambda done, windows: report("network", done, windows),
+            )
+    except NotFiniteError:
+        raise BundleError(loaded.name, "produced NaN", "report it with the scan's intensity range") from None
+    clock.split("network", found.network_s, "restore")
+    labels = found.labels
     with clock("measure"):
         statistics = tuple(label_statistics(labels, volume.affine, spec.labels))
     if not any(entry.voxels for entry in statistics):
@@ -167,14 +175,14 @@ def infer(
         device=str(target),
         torch=torch.__version__,
         threads=torch.get_num_threads(),
-        windows=windows,
+        windows=found.windows,
         seconds=clock.seconds,
         warnings=tuple(warnings),
         labels=tuple(
             LabelRecord(**{key: getattr(entry, key) for key in LabelRecord.model_fields}) for entry in statistics
         ),
     )
-    return Result(labels, volume.affine, spec.labels, statistics, kept, record, volume)
+    return Result(labels, volume.affine, spec.labels, statistics, found.probabilities, record, volume)
 
 
 class _Clock:
@@ -193,6 +201,13 @@ class _Clock:
         log.info("%s: %.3f s", stage, self.seconds[stage])
         self._report(stage, 1, 1)
 
+    def split(self, stage: str, seconds: float, rest: str) -> None:
+        """Give what a stage took beyond `seconds` to another one that ran at the same time."""
+        self.seconds[rest] = round(max(self.seconds[stage] - seconds, 0.0), 3)
+        self.seconds[stage] = round(seconds, 3)
+        self._report(rest, 0, 1)
+        self._report(rest, 1, 1)
+
 
 def _spec(bundle: Bundle, overlap: float | None, *, tta: bool) -> BundleSpec:
     if tta and not bundle.spec.mirror_axes:
@@ -205,35 +220,8 @@ def _spec(bundle: Bundle, overlap: float | None, *, tta: bool) -> BundleSpec:
 
 
 def _flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
-    """Every subset of the axes, the empty one first; as dimensions of (C, X, Y, Z)."""
-    dims = [axis + 1 for axis in axes]
-    return [subset for size in range(len(dims) + 1) for subset in itertools.combinations(dims, size)]
-
-
-@torch.inference_mode()
-def _mean_probabilities(
-    image: Tensor,
-    network: nn.Module,
-    spec: BundleSpec,
-    device: torch.device,
-    flips: Sequence[tuple[int, ...]],
-    windows: int,
-    report: Progress,
-) -> Tensor:
-    """Mean over the flips of the probabilities of the blended logits, (K, X', Y', Z') float32."""
-    total = torch.zeros(())
-    for index, dims in enumerate(flips):
-        before = index * windows // len(flips)
-        logits = volume_logits(
-            image.flip(dims),
-            network,
-            spec,
-            device,
-            progress=lambda done, _all, before=before: report("network", before + done, windows),  # type: ignore[misc]
-        )
-        found = (logits.sigmoid() if spec.activation == "sigmoid" else logits.softmax(dim=0)).flip(dims)
-        total = found if index == 0 else total.add_(found)
-    return total.div_(len(flips))
+    """Every subset of the axes, the empty one first."""
+    return [subset for size in range(len(axes) + 1) for subset in itertools.combinations(axes, size)]
 
 
 def volume_logits(
@@ -253,38 +241,18 @@ def volume_logits(
         device: where the network lives.
         progress: called with (windows done, windows in all).
     """
-    if spec.slices is not None:
-        return SliceInferer.of(spec)(image[None], network, device=device, progress=progress)[0]
-    return sliding_window(
-        image,
-        network,
-        roi_size=spec.roi_size,
-        overlap=spec.overlap,
-        blend=spec.blend,
-        padding=spec.padding,
-        padding_value=spec.padding_value,
-        sw_batch_size=spec.sw_batch_size,
-        device=device,
-        progress=progress,
-    )
+    axis = plane_axis(image.shape[1:], spec)
+    planes = logits_by_plane(image, network, spec, device, axis=axis, progress=progress)
+    return stacked(planes, image.shape[1:], axis)
 
 
-def _windows(shape: Sequence[int], spec: BundleSpec) -> int:
-    """How often the network looks at a model grid of this shape."""
-    if spec.slices is not None:
-        return SliceInferer.of(spec).window_count(tuple(shape))
-    return window_count(shape, spec.roi_size, spec.overlap)
-
-
-def _check_memory(volume: Volume, spec: BundleSpec, *, keep: bool) -> None:
+def _check_memory(volume: Volume, spec: BundleSpec, *, flips: int, keep: bool) -> None:
     """Refuse a scan whose arrays cannot fit, before the first of them is made."""
-    grid = model_grid(volume.shape, volume.affine, spec)
-    model, scan = float(np.prod(grid.shape)), float(np.prod(volume.shape))
-    model = max(model, float(np.prod(spec.roi_size)))
-    need = 4 * (model * (spec.in_channels + spec.network_channels + 3 * spec.out_channels + 2) + scan * 5)
-    need += 8 * scan * spec.out_channels if keep else 0
+    need = memory_plan(volume.shape, volume.affine, spec, flips=flips, probabilities=keep).total
     free = available_memory()
+    log.debug("memory: %.2f GiB planned, %.2f GiB free", need / 2**30, free / 2**30)
     if need > free:
+        grid = model_grid(volume.shape, volume.affine, spec)
         raise MemoryBudgetError(
             volume.source.path,
             f"needs about {need / 2**30:.1f} GiB on the model grid {grid.shape}, {free / 2**30:.1f} GiB are free",

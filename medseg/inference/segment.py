@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,10 +27,14 @@ class Segmentation:
     Attributes:
         labels: (X, Y, Z) uint8, or uint16 where the values need it.
         probabilities: (K, X, Y, Z) float32 when asked for, else None.
+        windows: how often the network looked.
+        network_s: wall time until the logits were there, seconds; the rest went into the way back to the scan's grid.
     """
 
     labels: NDArray[np.integer]
     probabilities: NDArray[np.float32] | None
+    windows: int
+    network_s: float
 
 
 @torch.inference_mode()
@@ -68,9 +73,9 @@ def segment(
     step = (1 / grid.step[i], 1 / grid.step[j], 1 / grid.step[k])
 
     windows = _windows(grid, spec)
-    count = _Count(progress, len(flips) * windows)
+    count, clock = _Count(progress, len(flips) * windows), _Clock()
     passes = [
-        logits_by_plane(case.image, network, spec, device, axis=axis, flips=one, progress=count.of_pass())
+        clock.timed(logits_by_plane(case.image, network, spec, device, axis=axis, flips=one, progress=count.of_pass()))
         for one in flips
     ]
     if not (probabilities or spec.regions):
@@ -79,7 +84,7 @@ def segment(
         else:
             mean = _mean(passes, spec.activation, lockstep=in_lockstep(grid.shape, spec, len(flips)))
             export_labels(mean, target, size=size, step=step, softmax=False)
-        return Segmentation(labels, None)
+        return Segmentation(labels, None, len(flips) * windows, clock.seconds)
 
     kept = np.zeros((spec.out_channels, *shape), dtype=np.float32) if probabilities else None
     kept_target = None if kept is None else grid.order.apply(kept).transpose(0, *(1 + one for one in order))
@@ -91,7 +96,7 @@ def segment(
             target[index] = strongest_class(maps.numpy())
         if kept_target is not None:
             kept_target[:, index] = maps.numpy()
-    return Segmentation(labels, kept)
+    return Segmentation(labels, kept, len(flips) * windows, clock.seconds)
 
 
 def plane_axis(shape: Sequence[int], spec: BundleSpec) -> int:
@@ -133,9 +138,7 @@ def logits_by_plane(
         Planes (K, A, B) float32 on the host, in the image's own order.
     """
     if spec.slices is not None:
-        dims = [1 + one for one in flips]
-        logits = SliceInferer.of(spec)(image.flip(dims)[None], network, device=device, progress=progress)[0].flip(dims)
-        return iter(logits.unbind(1 + axis))
+        return SliceInferer.of(spec).planes(image, network, device=device, flips=flips, progress=progress)
     return logit_planes(
         image,
         network,
@@ -178,6 +181,23 @@ def _mean(passes: Sequence[Iterator[Tensor]], activation: Activation, *, lockste
     totals.reverse()
     while totals:
         yield totals.pop().div_(len(passes))
+
+
+class _Clock:
+    """Wall time spent waiting for planes, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, planes: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The same planes."""
+        while True:
+            begin = time.perf_counter()
+            plane = next(planes, None)
+            self.seconds += time.perf_counter() - begin
+            if plane is None:
+                return
+            yield plane
 
 
 class _Count:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from medseg.bundles.spec import Blend, BundleSpec, Padding, Resize
 from medseg.inference.slices import SlicePredictor
-from medseg.inference.sliding_window import Predictor, sliding_window, window_count
+from medseg.inference.sliding_window import Predictor, logit_planes, stacked, window_count
 
 Progress = Callable[[int, int], None]
 
@@ -91,11 +91,46 @@ class SliceInferer:
         Returns:
             Logits (B, K, D, H, W) float32.
         """
-        run = self._slide if self.resize == "none" else self._stretch
+        where = device or inputs.device
         volumes = inputs.as_subclass(Tensor)  # MONAI hands over its own kind of tensor, which drags metadata along
-        return torch.stack([run(volume, network, device or volumes.device, progress) for volume in volumes])
+        return torch.stack(
+            [
+                stacked(self.planes(volume, network, device=where, progress=progress), volume.shape[1:], self.axis)
+                for volume in volumes
+            ]
+        )
 
-    def _slide(self, volume: Tensor, network: Predictor, device: torch.device, progress: Progress | None) -> Tensor:
+    def planes(
+        self,
+        volume: Tensor,
+        network: Predictor,
+        *,
+        device: torch.device,
+        flips: Sequence[int] = (),
+        progress: Progress | None = None,
+    ) -> Iterator[Tensor]:
+        """Logits of a volume, slice after slice.
+
+        Args:
+            volume: (C, D, H, W) float32.
+            network: as for the call.
+            device: where the network lives.
+            flips: spatial axes along which the network sees the volume flipped; the slices are those of the volume as
+                it stands, in its own order.
+            progress: called with (windows done, windows in all).
+
+        Returns:
+            Slices (K, A, B) float32 on the host, A and B the two other axes in order.
+        """
+        along = [1 + self.axis] if self.axis in flips else []
+        across = [axis for axis in flips if axis != self.axis]
+        stack = self._with_neighbours(volume.flip(along) if along else volume)
+        run = self._slide if self.resize == "none" else self._stretch
+        return run(stack.flip(along) if along else stack, network, device, across, progress)
+
+    def _slide(
+        self, stack: Tensor, network: Predictor, device: torch.device, flips: Sequence[int], progress: Progress | None
+    ) -> Iterator[Tensor]:
         """Windows of one slice each, run through the engine's sliding window."""
 
         def planar(windows: Tensor) -> Tensor:
@@ -103,8 +138,8 @@ class SliceInferer:
             logits = found if isinstance(found, Tensor) else found[0]
             return logits.unsqueeze(2 + self.axis)
 
-        return sliding_window(
-            self._with_neighbours(volume),
+        return logit_planes(
+            stack,
             planar,
             roi_size=self.roi_size,
             overlap=self.overlap,
@@ -113,6 +148,9 @@ class SliceInferer:
             padding_value=self.cval,
             sw_batch_size=self.sw_batch_size,
             device=device,
+            axis=self.axis,
+            flips=flips,
+            reuse=not (isinstance(network, nn.Module) and network.training),
             progress=progress,
         )
 
@@ -128,9 +166,11 @@ class SliceInferer:
             ]
         )
 
-    def _stretch(self, volume: Tensor, network: Predictor, device: torch.device, progress: Progress | None) -> Tensor:
+    def _stretch(
+        self, stack: Tensor, network: Predictor, device: torch.device, flips: Sequence[int], progress: Progress | None
+    ) -> Iterator[Tensor]:
         """Whole slices stretched to the window."""
-        count, done = volume.shape[1 + self.axis], 0
+        count, done = stack.shape[1 + self.axis], 0
 
         def counted(slices: Tensor) -> Tensor:
             nonlocal done
@@ -139,7 +179,7 @@ class SliceInferer:
             if progress is not None:
                 progress(done, count)
             logits = found if isinstance(found, Tensor) else found[0]
-            return logits.to(volume.device, torch.float32)
+            return logits.to(stack.device, torch.float32)
 
         if isinstance(network, nn.Module) and network.training:
             raise ValueError("the network is in training mode, where slices of a batch change each other; call eval()")
@@ -150,6 +190,9 @@ class SliceInferer:
             size=(height, width),
             batch_size=self.sw_batch_size,
             resize=self.resize,
-            neighbours=self.neighbours,
         )
-        return predictor(volume[None])[0]
+        dims = [1 + axis for axis in flips]
+        if not dims:
+            return predictor.planes(stack)
+        here = [1 + axis - (axis > self.axis) for axis in flips]
+        return (plane.flip(here) for plane in predictor.planes(stack.flip(dims)))

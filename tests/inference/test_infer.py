@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 import medseg
 from medseg.errors import BundleError, InputError, MemoryBudgetError, UsageError
@@ -167,6 +168,9 @@ def test_a_network_that_gives_nan_is_an_error_and_no_result(
     bundle: medseg.bundles.load.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save_scan(tmp_path / "scan.nii", blob_scan((32, 40, 30)))
-    monkeypatch.setattr(run, "sliding_window", lambda image, *_, **__: image.repeat(3, 1, 1, 1) * float("nan"))
+    monkeypatch.setattr(
+        "medseg.inference.segment.logit_planes",
+        lambda image, *_, **__: iter(torch.full((image.shape[1], 3, *image.shape[2:]), torch.nan)),
+    )
     with pytest.raises(BundleError, match="produced NaN"):
         medseg.infer(path, bundle=bundle)
