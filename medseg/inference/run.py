@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 import medseg
 from medseg.bundles.load import Bundle, load_bundle
@@ -27,8 +26,7 @@ from medseg.inference.export import NotFiniteError
 from medseg.inference.memory import memory_plan
 from medseg.inference.preprocess import model_grid, preprocess
 from medseg.inference.record import BundleRecord, InputRecord, LabelRecord, ParameterRecord, Record
-from medseg.inference.segment import logits_by_plane, plane_axis, segment
-from medseg.inference.sliding_window import stacked
+from medseg.inference.segment import segment
 from medseg.inference.suitability import unsuitable
 from medseg.io import geometry
 from medseg.io.read import read_volume
@@ -222,28 +220,6 @@ def _spec(bundle: Bundle, overlap: float | None, *, tta: bool) -> BundleSpec:
 def _flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
     """Every subset of the axes, the empty one first."""
     return [subset for size in range(len(axes) + 1) for subset in itertools.combinations(axes, size)]
-
-
-def volume_logits(
-    image: Tensor,
-    network: nn.Module,
-    spec: BundleSpec,
-    device: torch.device,
-    *,
-    progress: Callable[[int, int], None] | None = None,
-) -> Tensor:
-    """Logits (K, X', Y', Z') float32 of a preprocessed image (C, X', Y', Z'), by a 3D or a 2D network.
-
-    Args:
-        image: on the host.
-        network: the bundle's, in eval mode, on `device`.
-        spec: window, overlap, blending, padding, slices.
-        device: where the network lives.
-        progress: called with (windows done, windows in all).
-    """
-    axis = plane_axis(image.shape[1:], spec)
-    planes = logits_by_plane(image, network, spec, device, axis=axis, progress=progress)
-    return stacked(planes, image.shape[1:], axis)
 
 
 def _check_memory(volume: Volume, spec: BundleSpec, *, flips: int, keep: bool) -> None:

@@ -24,8 +24,8 @@ from medseg.bundles.spec import BundleSpec
 from medseg.checkpoints.load import load_pretrained
 from medseg.checkpoints.state import PretrainedReport
 from medseg.errors import InputError, Interrupted
-from medseg.inference.preprocess import strongest
-from medseg.inference.run import volume_logits
+from medseg.inference.export import strongest_class
+from medseg.inference.segment import logits_by_plane, plane_axis
 from medseg.networks.registry import create
 from medseg.training.augment import crop_transform
 from medseg.training.config import TrainingConfig
@@ -241,7 +241,9 @@ def _optimizer(config: TrainingConfig, network: nn.Module) -> torch.optim.Optimi
 @torch.inference_mode()
 def predict(image: Tensor, network: nn.Module, spec: BundleSpec, device: torch.device) -> Tensor:
     """Labels (X', Y', Z') of a preprocessed image on the model grid, by the engine."""
-    return strongest(iter(volume_logits(image, network, spec, device)))
+    axis = plane_axis(image.shape[1:], spec)
+    planes = logits_by_plane(image, network, spec, device, axis=axis)
+    return torch.stack([torch.from_numpy(strongest_class(plane.numpy())) for plane in planes], dim=axis)
 
 
 def save_tensors(path: Path, state: dict[str, Any]) -> None:

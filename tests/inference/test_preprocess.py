@@ -14,9 +14,9 @@ from monai.transforms import ScaleIntensityRangePercentiles as MonaiPercentiles
 from monai.transforms import Spacing
 
 from medseg.bundles.spec import NormalizeIntensity, ScaleIntensityRange, ScaleIntensityRangePercentiles
+from medseg.inference.export import export_labels, export_maps
 from medseg.inference.intensity import apply_intensity
 from medseg.inference.preprocess import preprocess, strongest, to_model_grid
-from medseg.inference.restore import restore_labels, restore_probabilities
 from medseg.io.volume import Source, Volume
 from tests.builders import blob_scan, tiny_spec
 
@@ -72,13 +72,18 @@ def test_labels_come_back_onto_the_scans_grid() -> None:
     on_model = to_model_grid(labels, affine, spec)
     assert on_model.shape == case.image.shape[1:]
     probabilities = torch.nn.functional.one_hot(on_model.long(), 3).movedim(-1, 0).float()
-    back = restore_labels(probabilities, case.grid)
+    size, shape = case.grid.shape, case.grid.turned_shape
+    step = tuple(1 / part for part in case.grid.step)
+    turned = np.empty(shape, dtype=np.uint8)
+    export_labels(iter(probabilities.movedim(1, 0)), turned, size=size, step=step, softmax=False)
+    back = case.grid.order.invert(turned)
     assert back.shape == labels.shape
     assert back.dtype == np.uint8
     for value in (1, 2):
         both = ((back == value) & (labels == value)).sum()
         assert 2 * both / ((back == value).sum() + (labels == value).sum()) > 0.95
-    maps = restore_probabilities(probabilities, case.grid)
+    planes = export_maps(iter(probabilities.movedim(1, 0)), size=size, step=step, shape=shape)
+    maps = case.grid.order.invert(torch.stack(list(planes), dim=1).numpy())
     assert maps.shape == (3, *labels.shape)
     np.testing.assert_allclose(maps.sum(axis=0), 1.0, atol=1e-5)
     assert (maps.argmax(axis=0) == back).all()
