@@ -43,7 +43,6 @@ def main() -> None:
             "medseg bundles list": [*medseg, "bundles", "list"],
             "medseg networks list": [*medseg, "networks", "list"],
             "medseg infer SAMPLE": [*medseg, "infer", str(SAMPLE), "-o", folder, "--overwrite"],
-            "medseg infer SAMPLE --tta": [*medseg, "infer", str(SAMPLE), "-o", folder, "--overwrite", "--tta"],
         }
         print(f"{os.cpu_count()} cores, {rounds} rounds\n")
         print("| command | seconds, median (range) | peak memory, MiB |\n| --- | --- | --- |")

@@ -12,7 +12,7 @@ from typing import Any
 
 from medseg.bundles.integrity import write_manifest
 from medseg.bundles.load import load_bundle
-from medseg.bundles.spec import BundleSpec
+from medseg.bundles.spec import BundleSpec, read_json
 from medseg.errors import BundleError, InputError, OutputError, UsageError
 
 _HALF_LIMIT = 65504.0  # largest float16
@@ -67,6 +67,7 @@ def pack_bundle(
         (aside / "models").mkdir(parents=True)
         shutil.copytree(run / "configs", aside / "configs")
         (aside / "configs" / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+        _hide_folders(aside / "configs" / "train.json")
         _write_weights(bundle.weights, aside / "models" / "model.pt", half=half)
         _write_docs(aside, name, bundle.spec, metadata, figures)
         write_manifest(aside)
@@ -79,6 +80,16 @@ def pack_bundle(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target
+
+
+def _hide_folders(train: Path) -> None:
+    """Keep the name of the weights that a run started from, and not the folders of the machine it ran on."""
+    if train.is_file():
+        content = read_json(train)
+        training = content.get("training", {})
+        if training.get("weights"):
+            training["weights"] = Path(training["weights"]).name
+            train.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_weights(source: Path, target: Path, *, half: bool) -> None:

@@ -61,7 +61,7 @@ def infer(
     To try:
 
     - medseg infer scan.nii.gz
-    - medseg infer scan.nii.gz -o results --tta --statistics volumes.csv
+    - medseg infer scan.nii.gz -o results --probabilities --statistics volumes.csv
     - medseg infer t1.nii.gz t2.nii.gz --bundle two_channels --json
 
     Exit codes: 0 done, 2 usage, 3 scan, 4 bundle or unsuitable scan, 5 memory, 6 output, 8 device.

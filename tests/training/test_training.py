@@ -109,6 +109,8 @@ def test_a_run_starts_from_the_weights_of_another_with_another_head(data: Path, 
     first, second = _state(weights), _state(tmp_path / "second" / "models" / "model.pt")
     key = "swinViT.patch_embed.proj.weight"
     torch.testing.assert_close(second[key], first[key], atol=1e-6, rtol=0)
+    packed = pack_bundle(tmp_path / "second", "second", tmp_path / "packed")
+    assert json.loads((packed / "configs" / "train.json").read_text())["training"]["weights"] == "model.pt"
     assert first["out.conv.conv.weight"].shape[0] == 3
     assert second["out.conv.conv.weight"].shape[0] == 2
 
