@@ -109,11 +109,9 @@ def _print(result: Result, folder: Path) -> None:
         table.add_row(Text(label.name), f"{label.volume_ml:.3f}", str(label.voxels), str(label.components))
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
-    trained = record.bundle.training_cases
-    small = f", trained on {trained} cases" if trained else ""
     console.print(
         Text(
-            f"{record.bundle.name} {record.bundle.version}{small}; {record.device}, {record.windows} windows, "
+            f"{record.bundle.summary}; {record.device}, {record.windows} windows, "
             f"{sum(record.seconds.values()):.1f} s. {record.disclaimer}"
         )
     )

@@ -31,6 +31,12 @@ class BundleRecord(_Strict):
     network: str
     training_cases: int | None = Field(None, description="How many cases the weights were trained on, if stated.")
 
+    @property
+    def summary(self) -> str:
+        """Name and version, and how small the training data were."""
+        trained = f", trained on {self.training_cases} cases" if self.training_cases else ""
+        return f"{self.name} {self.version}{trained}"
+
 
 class ParameterRecord(_Strict):
     """What decided the result beside bundle and scan."""

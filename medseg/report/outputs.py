@@ -126,7 +126,7 @@ def write_outputs(result: Result, outputs: Outputs) -> Result:
         result.affine,
         result.labels,
         title=record.input.files[0],
-        lines=[f"{record.bundle.name} {record.bundle.version}", *record.warnings],
+        lines=[record.bundle.summary, *record.warnings],
     )
     with OutputSet() as files:
         files.add_labels(outputs.labels, result.label_map, result.volume, names=result.labels)
