@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import InputError
-
-_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+from medseg.io.files import split_suffix
 
 
 @dataclass(frozen=True)
@@ -100,12 +99,6 @@ def read_dataset(root: Path) -> Dataset:
     )
 
 
-def case_name(path: Path) -> str:
-    """File name without its volume suffix."""
-    lower = path.name.lower()
-    return next((path.name[: -len(end)] for end in _SUFFIXES if lower.endswith(end)), path.stem)
-
-
 def _labels(described: Mapping[str, Any], path: Path) -> dict[int, str]:
     try:
         if all(key.isdecimal() for key in described):
@@ -126,7 +119,7 @@ def _listed(root: Path, described: Mapping[str, Any]) -> list[CaseFiles]:
         for path in (image, label):
             if not path.exists():
                 raise InputError(path, "named in dataset.json, no such file", "complete the data set")
-        cases.append(CaseFiles(case_name(image), (image,), label))
+        cases.append(CaseFiles(split_suffix(image)[0], (image,), label))
     return cases
 
 
@@ -134,7 +127,7 @@ def _numbered(root: Path, channels: int, described: Mapping[str, Any]) -> list[C
     ending = str(described.get("file_ending", ".nii.gz"))
     cases = []
     for label in sorted((root / "labelsTr").glob("*" + ending)):
-        name = case_name(label)
+        name = split_suffix(label)[0]
         images = tuple(root / "imagesTr" / f"{name}_{index:04d}{ending}" for index in range(channels))
         for path in images:
             if not path.exists():
