@@ -26,6 +26,10 @@ CASES: dict[str, tuple[dict[str, Any], list[int]]] = {
         {"num_classes": 3, "embed_dim": 8, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 2, 4], "group_size": [2, 7, 7]},
         [1, 1, 32, 96, 64],
     ),
+    "dynunet": (
+        {"in_channels": 1, "out_channels": 3, "filters": [4, 6, 8, 12], "res_block": True, "deep_supervision": True},
+        [1, 1, 48, 32, 40],
+    ),
     "paratranscnn": (
         {"n_channels": 3, "num_classes": 4, "heads": 4, "dim": 32, "depth": [1, 2, 1], "patch_size": 2},
         [1, 3, 64, 64],
