@@ -8,6 +8,7 @@ that inference needs is matched against what medseg knows, and the rest is ignor
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,8 +21,11 @@ Padding = Literal["constant", "replicate", "reflect"]
 Blend = Literal["gaussian", "constant"]
 Activation = Literal["softmax", "sigmoid"]
 Resize = Literal["none", "published", "smooth"]
+Interpolation = Literal["linear", "cubic"]
 
 _VOLUMES, _SLICES = "SlidingWindowInferer", "medseg.inference.SliceInferer"
+ENSEMBLE = "ensemble"
+"""The section of inference.json that names the members of an ensemble."""
 _MAX_JSON_BYTES = 1_000_000
 _MAX_NESTING = 32
 
@@ -121,6 +125,39 @@ class Region:
     label: int
 
 
+@dataclass(frozen=True, slots=True)
+class DiceFit:
+    """How the mean Dice of a case follows from its score: intercept + slope x score, between 0 and 1.
+
+    The score is that of `medseg.inference.uncertainty`; the line was fitted to cases with reference labels.
+
+    Attributes:
+        intercept: Dice at a score of 0.
+        slope: rise of Dice for each unit of the score.
+        deviation: standard deviation of the cases around the line.
+        cases: how many cases the line was fitted to.
+    """
+
+    intercept: float
+    slope: float
+    deviation: float
+    cases: int
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was fitted to make a bundle's probabilities mean what they say.
+
+    Attributes:
+        temperature: logits are divided by it before they become probabilities; of an ensemble, in addition to the
+            temperature of each member.
+        dice: the prediction of the mean Dice, or None when it was not fitted.
+    """
+
+    temperature: float = 1.0
+    dice: DiceFit | None = None
+
+
 @dataclass(frozen=True)
 class BundleSpec:
     """Everything inference needs to know about a bundle.
@@ -133,6 +170,7 @@ class BundleSpec:
         activation: softmax (exclusive labels, one channel each) or sigmoid (overlapping channels, see `regions`).
         orientation: axis codes of the model grid ("RAS"), or None to keep the scan's axes.
         spacing: voxel size of the model grid in mm, or None to keep the scan's.
+        interpolation: how a scan is brought to that spacing; "cubic" is a cubic spline. The way back is linear.
         intensity: steps applied in order on the model grid.
         roi_size: the sliding window in voxels.
         overlap: share of the window that neighbours share, 0 to below 1.
@@ -144,6 +182,7 @@ class BundleSpec:
         slices: how a 2D network goes over volumes; None for a 3D network.
         regions: with sigmoid, how the channels become labels: each in turn paints over the ones before it.
         suitability: what the bundle was trained on.
+        calibration: temperature and prediction of the Dice, where they were fitted.
     """
 
     network: str
@@ -154,6 +193,7 @@ class BundleSpec:
     activation: Activation = "softmax"
     orientation: str | None = "RAS"
     spacing: tuple[float, float, float] | None = None
+    interpolation: Interpolation = "linear"
     intensity: tuple[IntensityStep, ...] = ()
     overlap: float = 0.5
     blend: Blend = "gaussian"
@@ -164,6 +204,7 @@ class BundleSpec:
     slices: SliceSpec | None = None
     regions: tuple[Region, ...] = ()
     suitability: Suitability = field(default_factory=Suitability)
+    calibration: Calibration = Calibration()
 
     @property
     def in_channels(self) -> int:
@@ -246,13 +287,16 @@ def read_spec(root: Path) -> BundleSpec:
     """
     metadata = read_json(root / "configs" / "metadata.json")
     config_path = root / "configs" / "inference.json"
-    return parse_spec(metadata, read_json(config_path), config_path)
+    config = read_json(config_path)
+    if ENSEMBLE in config:
+        raise BundleError(root, "an ensemble, where a bundle with weights of its own is needed", "name a member")
+    return parse_spec(metadata, config, config_path)
 
 
 def parse_spec(metadata: Mapping[str, Any], config: Mapping[str, Any], where: Path) -> BundleSpec:
     """A `BundleSpec` from the two parsed JSON objects; `where` names the file in errors."""
     network, network_args = _network(config, where)
-    orientation, spacing, intensity = _preprocessing(config, where)
+    orientation, spacing, interpolation, intensity = _preprocessing(config, where)
     inferer = _section(config, "inferer", where)
     if inferer.get("_target_") not in (_VOLUMES, _SLICES):
         raise BundleError(where, f"inferer is {inferer.get('_target_')!r}", f"medseg knows {_VOLUMES} and {_SLICES}")
@@ -276,6 +320,7 @@ def parse_spec(metadata: Mapping[str, Any], config: Mapping[str, Any], where: Pa
             activation=_activation(config, where),
             orientation=orientation,
             spacing=spacing,
+            interpolation=interpolation,
             intensity=intensity,
             roi_size=_triple(inferer["roi_size"], int),
             overlap=float(inferer.get("overlap", 0.25)),
@@ -292,11 +337,31 @@ def parse_spec(metadata: Mapping[str, Any], config: Mapping[str, Any], where: Pa
                 spacing_mm=_range(suitable.get("spacing_mm")),
                 tolerance=float(suitable.get("tolerance", 1.5)),
             ),
+            calibration=parse_calibration(own.get("calibration", {})),
         )
     except (KeyError, TypeError, ValueError) as err:
         raise BundleError(where, f"field missing or malformed ({err!r})", "compare with a shipped bundle") from err
     _check(spec, int(pred["num_channels"]), where)
     return spec
+
+
+def parse_calibration(described: Mapping[str, Any]) -> Calibration:
+    """A `Calibration` from ``medseg.calibration`` of metadata.json.
+
+    Raises:
+        ValueError, TypeError, KeyError: a number is missing, not finite, or of the wrong sign.
+    """
+    temperature, line = float(described.get("temperature", 1.0)), described.get("predicted_dice")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature {temperature} is not a positive number")
+    if line is None:
+        return Calibration(temperature)
+    fit = DiceFit(float(line["intercept"]), float(line["slope"]), float(line["deviation"]), int(line["cases"]))
+    if not (math.isfinite(fit.intercept) and math.isfinite(fit.slope) and math.isfinite(fit.deviation)):
+        raise ValueError("predicted_dice holds a number that is not finite")
+    if fit.deviation < 0 or fit.cases < 1:
+        raise ValueError(f"predicted_dice has deviation {fit.deviation} and {fit.cases} cases")
+    return Calibration(temperature, fit)
 
 
 def _check(spec: BundleSpec, out_channels: int, where: Path) -> None:
@@ -374,9 +439,10 @@ def _transforms(config: Mapping[str, Any], key: str, where: Path) -> list[dict[s
 
 def _preprocessing(
     config: Mapping[str, Any], where: Path
-) -> tuple[str | None, tuple[float, float, float] | None, tuple[IntensityStep, ...]]:
+) -> tuple[str | None, tuple[float, float, float] | None, Interpolation, tuple[IntensityStep, ...]]:
     orientation: str | None = None
     spacing: tuple[float, float, float] | None = None
+    interpolation: Interpolation = "linear"
     intensity: list[IntensityStep] = []
     for step in _transforms(config, "preprocessing", where):
         target = step.get("_target_")
@@ -385,9 +451,7 @@ def _preprocessing(
             if target == "Orientationd":
                 orientation = str(args["axcodes"])
             elif target == "Spacingd":
-                if args.get("mode", "bilinear") not in ("bilinear", ["bilinear"]):
-                    raise BundleError(where, f"Spacingd mode {args['mode']!r}", "medseg resamples linearly")
-                spacing = _triple(args["pixdim"], float)
+                spacing, interpolation = _triple(args["pixdim"], float), _interpolation(args, where)
             elif target in _INTENSITY:
                 intensity.append(_INTENSITY[target](**args))
             else:
@@ -400,7 +464,20 @@ def _preprocessing(
             raise BundleError(where, f"{target}: {err!r}", "correct its arguments") from err
         if intensity and target in ("Orientationd", "Spacingd"):
             raise BundleError(where, f"{target} after an intensity step", "put spatial transforms first")
-    return orientation, spacing, tuple(intensity)
+    return orientation, spacing, interpolation, tuple(intensity)
+
+
+def _interpolation(spacingd: Mapping[str, Any], where: Path) -> Interpolation:
+    """From the mode of MONAI's Spacingd: a name of torch's, or the order of SciPy's spline."""
+    mode = spacingd.get("mode", "bilinear")
+    mode = mode[0] if isinstance(mode, list) and len(mode) == 1 else mode
+    if mode not in ("bilinear", 3) or spacingd.get("padding_mode", "border") != "border":
+        raise BundleError(
+            where,
+            f"Spacingd with mode {mode!r}, padding_mode {spacingd.get('padding_mode', 'border')!r}",
+            'medseg knows the modes "bilinear" and 3 (cubic spline), and the border held outside',
+        )
+    return "cubic" if mode == 3 else "linear"
 
 
 def _activation(config: Mapping[str, Any], where: Path) -> Activation:
@@ -439,7 +516,8 @@ def config_of(spec: BundleSpec) -> dict[str, Any]:
     if spec.orientation is not None:
         spatial.append({"_target_": "Orientationd", "keys": "image", "axcodes": spec.orientation, "labels": None})
     if spec.spacing is not None:
-        spatial.append({"_target_": "Spacingd", "keys": "image", "pixdim": list(spec.spacing), "mode": "bilinear"})
+        mode = 3 if spec.interpolation == "cubic" else "bilinear"
+        spatial.append({"_target_": "Spacingd", "keys": "image", "pixdim": list(spec.spacing), "mode": mode})
     targets = {cls: target for target, cls in _INTENSITY.items()}
     intensity = [{"_target_": targets[type(step)], "keys": "image", **asdict(step)} for step in spec.intensity]
     return {

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medseg.bundles.spec import BundleSpec
 from medseg.inference.intensity import apply_intensity
-from medseg.inference.resample import resample_linear
+from medseg.inference.resample import resample_cubic, resample_linear
 from medseg.io import geometry
 from medseg.io.volume import Volume
 
@@ -89,7 +89,8 @@ def preprocess(volume: Volume, spec: BundleSpec) -> Case:
     grid = model_grid(volume.shape, volume.affine, spec)
     turned = grid.order.apply(volume.data)
     if grid.resampled:
-        image = resample_linear(turned, grid.shape, grid.step)
+        resample = resample_cubic if spec.interpolation == "cubic" else resample_linear
+        image = resample(turned, grid.shape, grid.step)
     else:
         image = torch.from_numpy(np.ascontiguousarray(turned, dtype=np.float32))
     for step in spec.intensity:

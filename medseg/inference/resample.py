@@ -1,4 +1,4 @@
-"""Linear resampling between grids that share axes and first voxel: one interpolation along each axis in turn.
+"""Resampling between grids that share axes and first voxel: one interpolation along each axis in turn.
 
 A volume is worked through in slabs of a few planes, which stay in the processor's cache and need no further copy of the
 volume.
@@ -6,6 +6,7 @@ volume.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medseg.inference.spline import repeated_spline
+
 # Planes read at once from a source of any layout: a cache line of 64 bytes holds 16 float32 values.
 _SLAB = 16
+# Samples for each small matrix of a cubic spline: more of them read fewer voxels twice, and multiply more zeros.
+_BLOCK = 32
+# Weights of a spline fall by a factor of 0.27 a voxel; below this they do not show in float32.
+_NEGLIGIBLE = 1e-8
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,77 @@ def resample_linear(image: Tensor | NDArray[Any], shape: Sequence[int], step: Se
             below = torch.from_numpy(slab[low - begin])
             plane = torch.lerp(below, torch.from_numpy(slab[high - begin]), weight) if weight else below
             target[index] = columns.sample(rows.sample(plane, 0), 1)
+    return result
+
+
+class CubicAxis:
+    """A cubic spline along one axis, as small dense matrices on a band: a wanted sample needs about 30 voxels.
+
+    Args:
+        size_in: voxels on the axis.
+        size_out: wanted samples; the first coincides with the first voxel.
+        stride: distance of two samples in voxels.
+
+    Attributes:
+        blocks: (samples from, to, voxels from, to, weights float32 (to - from, to - from)), in order.
+    """
+
+    def __init__(self, size_in: int, size_out: int, stride: float) -> None:
+        matrix = repeated_spline(torch.arange(size_out, dtype=torch.float64) * stride, size_in)
+        used = matrix.abs() > _NEGLIGIBLE
+        self.identity = size_in == size_out and stride == 1.0
+        self.blocks: list[tuple[int, int, int, int, Tensor]] = []
+        for first in range(0, size_out, _BLOCK):
+            last = min(first + _BLOCK, size_out)
+            voxels = used[first:last].any(dim=0).nonzero()
+            low, high = int(voxels[0]), int(voxels[-1]) + 1
+            self.blocks.append((first, last, low, high, matrix[first:last, low:high].to(torch.float32).contiguous()))
+
+    def rows(self, plane: Tensor) -> Tensor:
+        """Sample a plane (n, m) along its first axis."""
+        if self.identity:
+            return plane
+        return torch.cat([weights @ plane[low:high] for _, _, low, high, weights in self.blocks])
+
+    def columns(self, plane: Tensor) -> Tensor:
+        """Sample a plane (n, m) along its second axis."""
+        if self.identity:
+            return plane
+        return torch.cat([plane[:, low:high] @ weights.T for _, _, low, high, weights in self.blocks], dim=1)
+
+
+def resample_cubic(image: Tensor | NDArray[Any], shape: Sequence[int], step: Sequence[float]) -> Tensor:
+    """Sample an image on another grid with a cubic spline, the border voxels repeated outside.
+
+    What `scipy.ndimage.map_coordinates(order=3, mode="nearest")` gives, and so MONAI's `Spacing` with ``mode=3``.
+
+    Args:
+        image: (C, X, Y, Z) of any real type and any layout, a view with flipped axes included.
+        shape: spatial shape of the wanted grid.
+        step: distance of two wanted samples along each axis in voxels of `image`; the first samples coincide.
+
+    Returns:
+        (C, *shape) float32.
+    """
+    source = image.numpy() if isinstance(image, Tensor) else image
+    planes, rows, columns = (
+        CubicAxis(size_in, size_out, stride)
+        for size_in, size_out, stride in zip(source.shape[1:], shape, step, strict=True)
+    )
+    result = torch.empty((source.shape[0], *shape), dtype=torch.float32)
+    for channel, target in zip(source, result, strict=True):
+        held: deque[Tensor] = deque()  # planes sampled within, of the voxels that the next blocks need
+        begin = end = 0
+        for first, last, low, high, weights in planes.blocks:
+            while begin < low:
+                held.popleft()
+                begin += 1
+            while end < high:
+                slab = torch.from_numpy(_contiguous(channel[end : end + _SLAB]))
+                held.extend(columns.columns(rows.rows(plane)) for plane in slab)
+                end += len(slab)
+            needed = torch.stack([held[index] for index in range(high - low)])
+            torch.mm(weights, needed.flatten(1), out=target[first:last].view(last - first, -1))
     return result
 
 

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medseg.inference.spline import mirrored_spline
+
 Resize = Literal["none", "published", "smooth"]
 
 
@@ -180,9 +182,6 @@ def nearest_zoom_index(size_in: int, size_out: int) -> Tensor:
 def cubic_zoom_matrix(size_in: int, size_out: int, *, zero_past_end: bool) -> Tensor:
     """The matrix (size_out, size_in) float64 that zooms an axis as `scipy.ndimage.zoom(order=3)` does.
 
-    It is the cubic B-spline at the output's coordinates, times the inverse of the spline at the input's own (the
-    prefilter), both mirrored at the ends.
-
     Args:
         size_in: pixels before.
         size_out: pixels after.
@@ -191,9 +190,7 @@ def cubic_zoom_matrix(size_in: int, size_out: int, *, zero_past_end: bool) -> Te
     if size_in == 1:
         return torch.ones(size_out, 1, dtype=torch.float64)
     coordinates = _zoom_coordinates(size_in, size_out)
-    at_pixels = _spline_matrix(torch.arange(size_in, dtype=torch.float64), size_in)
-    at_outputs = _spline_matrix(coordinates.clamp(max=size_in - 1), size_in)
-    matrix: Tensor = torch.linalg.solve(at_pixels, at_outputs, left=False)
+    matrix = mirrored_spline(coordinates.clamp(max=size_in - 1), size_in)
     if zero_past_end:
         matrix[coordinates > size_in - 1] = 0
     return matrix
@@ -203,16 +200,3 @@ def _zoom_coordinates(size_in: int, size_out: int) -> Tensor:
     """Where each output index lies on the input's axis, end on end, with SciPy's rounding: (size_out,) float64."""
     ratio = (size_in - 1) / (size_out - 1) if size_out > 1 else 1.0
     return torch.arange(size_out, dtype=torch.float64) * ratio
-
-
-def _spline_matrix(coordinates: Tensor, size: int) -> Tensor:
-    """Cubic B-spline weights (len(coordinates), size) of `size` > 1 coefficients at coordinates in [0, size - 1]."""
-    base = coordinates.floor()
-    t = coordinates - base
-    weights = [(1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 1 + 3 * t + 3 * t**2 - 3 * t**3, t**3]
-    matrix = torch.zeros(len(coordinates), size, dtype=torch.float64)
-    for offset, weight in zip(range(-1, 3), weights, strict=True):
-        index = (base.long() + offset).abs() % (2 * size - 2)
-        mirrored = torch.minimum(index, 2 * size - 2 - index)
-        matrix.scatter_add_(1, mirrored[:, None], weight[:, None] / 6)
-    return matrix

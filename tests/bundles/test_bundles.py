@@ -30,6 +30,7 @@ def _edit(root: Path, name: str, change: Callable[[dict[str, Any]], None]) -> No
 
 def test_a_specification_survives_the_way_through_the_bundles_files(tmp_path: Path) -> None:
     assert read_spec(tiny_bundle(tmp_path)) == tiny_spec()
+    assert read_spec(tiny_bundle(tmp_path, "cubic", interpolation="cubic")) == tiny_spec(interpolation="cubic")
 
 
 def test_every_shipped_bundle_passes_its_checks() -> None:

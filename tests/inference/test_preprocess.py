@@ -13,7 +13,7 @@ from monai.transforms import ScaleIntensityRange as MonaiRange
 from monai.transforms import ScaleIntensityRangePercentiles as MonaiPercentiles
 from monai.transforms import Spacing
 
-from medseg.bundles.spec import NormalizeIntensity, ScaleIntensityRange, ScaleIntensityRangePercentiles
+from medseg.bundles.spec import Interpolation, NormalizeIntensity, ScaleIntensityRange, ScaleIntensityRangePercentiles
 from medseg.inference.export import export_labels, export_maps
 from medseg.inference.intensity import apply_intensity
 from medseg.inference.preprocess import preprocess, strongest, to_model_grid
@@ -49,12 +49,15 @@ def test_a_constant_volume_and_huge_values_stay_finite() -> None:
     assert torch.isfinite(apply_intensity(huge, NormalizeIntensity())).all()
 
 
+@pytest.mark.parametrize(("interpolation", "mode"), [("linear", "bilinear"), ("cubic", 3)])
 @pytest.mark.parametrize("spacing", [(0.7, 1.3, 2.0), (2.5, 1.0, 0.6)])
-def test_the_model_grid_is_that_of_monai_spacing(spacing: tuple[float, float, float]) -> None:
+def test_the_model_grid_is_that_of_monai_spacing(
+    spacing: tuple[float, float, float], interpolation: Interpolation, mode: str | int
+) -> None:
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = [10, -20, 30]
-    case = preprocess(_volume(blob_scan()[None], affine), tiny_spec(intensity=()))
-    theirs = Spacing(pixdim=(1.0, 1.0, 1.0), mode="bilinear", dtype=torch.float64)(
+    case = preprocess(_volume(blob_scan()[None], affine), tiny_spec(intensity=(), interpolation=interpolation))
+    theirs = Spacing(pixdim=(1.0, 1.0, 1.0), mode=mode, dtype=torch.float64)(
         MetaTensor(torch.from_numpy(blob_scan()[None]), affine=torch.from_numpy(affine))
     )
     assert case.image.shape == theirs.shape

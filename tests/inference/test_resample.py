@@ -9,12 +9,12 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from medseg.inference.resample import Positions, resample_linear
+from medseg.inference.resample import Positions, resample_cubic, resample_linear
 
 
-def _scipy(image: np.ndarray, shape: tuple[int, ...], step: tuple[float, ...]) -> np.ndarray:
+def _scipy(image: np.ndarray, shape: tuple[int, ...], step: tuple[float, ...], order: int = 1) -> np.ndarray:
     places = np.meshgrid(*(np.arange(n) * s for n, s in zip(shape, step, strict=True)), indexing="ij")
-    return np.stack([map_coordinates(one.astype(np.float64), places, order=1, mode="nearest") for one in image])
+    return np.stack([map_coordinates(one.astype(np.float64), places, order=order, mode="nearest") for one in image])
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -27,6 +27,18 @@ def test_values_are_those_of_linear_interpolation_with_the_border_held(seed: int
     found = resample_linear(image, wanted, step)
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), _scipy(image, wanted, step), atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_cubic_spline_is_scipys_with_the_border_repeated(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    shape = tuple(int(n) for n in random.integers(1, 90, 3))
+    wanted = tuple(int(n) for n in random.integers(1, 50, 3))
+    step = tuple(float(s) for s in random.choice([1.0, 0.31, 1.7, 3.4], 3))
+    image = random.integers(-1000, 1000, (2, *shape)).astype(random.choice(["i2", "u1", "f4", "i8"]))
+    found = resample_cubic(image, wanted, step)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), _scipy(image, wanted, step, order=3), atol=5e-3)
 
 
 def test_the_layout_of_the_source_changes_no_bit() -> None:
