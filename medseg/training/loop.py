@@ -92,7 +92,7 @@ class Trainer:
         self.network = network.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))  # type: ignore[no-untyped-call]
         self.optimizer = _optimizer(config, self.network)
-        self.loss = SegmentationLoss()
+        self.loss = SegmentationLoss(batch_dice=spec.slices is not None)
         self.progress = Progress()
 
     def start_from(self, weights: Path) -> PretrainedReport:

@@ -16,13 +16,17 @@ class SegmentationLoss(nn.Module):
     Outputs below full resolution are compared with the label map at their size (nearest), each with half the
     weight of the one before, the weights summing to one, as in nnU-Net's deep supervision.
 
+    Args:
+        batch_dice: one Dice over all crops of a batch. Slices need it: most lack a label, and a Dice of nothing has no
+            slope.
+
     Shape:
         logits (B, K, D, H, W), or a sequence of those; label (B, 1, D, H, W) int64 -> scalar.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, batch_dice: bool = False) -> None:
         super().__init__()
-        self.one = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
+        self.one = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=batch_dice)
 
     def forward(self, logits: Tensor | Sequence[Tensor], label: Tensor) -> Tensor:
         """The loss of one batch; see the class for shapes."""
