@@ -16,6 +16,7 @@ from medseg.cli.bundles import app as bundles_app
 from medseg.cli.evaluate import evaluate
 from medseg.cli.infer import infer
 from medseg.cli.networks import app as networks_app
+from medseg.cli.phantom import app as phantom_app
 from medseg.cli.train import train
 from medseg.cli.weights import app as weights_app
 from medseg.errors import Interrupted, MedsegError
@@ -36,6 +37,7 @@ app.command()(evaluate)
 app.command()(train)
 app.add_typer(bundles_app, name="bundles")
 app.add_typer(networks_app, name="networks")
+app.add_typer(phantom_app, name="phantom")
 app.add_typer(weights_app, name="weights")
 
 
