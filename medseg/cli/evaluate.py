@@ -91,10 +91,10 @@ def _run(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from medseg.evaluation.compare import evaluate as compare
-    from medseg.evaluation.pairing import read_split
     from medseg.io.read import read_labels
+    from medseg.io.split import read_part
 
-    cases = read_split(split, part) if split is not None else None
+    cases = read_part(split, part) if split is not None else None
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:

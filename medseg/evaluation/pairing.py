@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import InputError, UsageError
-
-SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".hdr")
+from medseg.io.files import VOLUME_SUFFIXES, split_suffix
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ def pair_cases(prediction: Path, reference: Path, *, cases: Collection[str] | No
     predictions, references = _volumes(prediction), _volumes(reference)
     if not references:
         hint = f"did you mean {reference / 'labelsTr'}?" if (reference / "labelsTr").is_dir() else "check the path"
-        raise InputError(reference, f"the folder holds no volume ({', '.join(SUFFIXES)})", hint)
+        raise InputError(reference, f"the folder holds no volume ({', '.join(VOLUME_SUFFIXES)})", hint)
     wanted = set(references) if cases is None else {case_name(Path(case)) for case in cases}
     pairs, missing, failed = [], [], []
     for case in sorted(wanted):
@@ -123,37 +122,17 @@ def label_names(reference: Path) -> dict[int, str]:
     return {}
 
 
-def read_split(path: Path, part: str) -> list[str]:
-    """Cases of one part of a split file, ``{"train": [...], "val": [...]}``.
-
-    Raises:
-        InputError: the file cannot be read, or does not hold lists of case names.
-        UsageError: it has no such part.
-    """
-    content = _read_json(path)
-    if not isinstance(content, Mapping):
-        raise InputError(path, "a split is a JSON object of parts", 'write {"train": [...], "val": [...]}')
-    if part not in content:
-        raise UsageError(
-            path, f"no part {part!r}; it has {', '.join(map(str, content)) or 'none'}", "choose with --part"
-        )
-    cases = content[part]
-    if not isinstance(cases, list) or not cases or not all(isinstance(case, str) for case in cases):
-        raise InputError(path, f"part {part!r} is not a list of case names")
-    return cases
-
-
 def _stem(path: Path) -> str:
     """File name without the format's suffix."""
-    suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
-    return path.name[: len(path.name) - len(suffix)]
+    name, suffix = split_suffix(path)
+    return name if suffix.lower() in VOLUME_SUFFIXES else path.name
 
 
 def _volumes(folder: Path) -> dict[str, list[Path]]:
     """Volumes of a folder by case name; of a scan and its segmentation, the segmentation."""
     found: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.iterdir()):
-        if path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file():
+        if path.name.lower().endswith(VOLUME_SUFFIXES) and not path.name.startswith(".") and path.is_file():
             found[case_name(path)].append(path)
     for case, files in found.items():
         segmentations = [file for file in files if _stem(file).endswith("_seg")]

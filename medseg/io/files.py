@@ -13,6 +13,9 @@ from medseg.errors import InputError
 HEAD = 2048
 """Bytes that `sniff` wants to see."""
 
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".hdr.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
+"""Suffixes of files that `medseg.io.read` reads, lower case."""
+
 _DOUBLE = (".nii.gz", ".hdr.gz", ".img.gz")
 _KNOWN = (*_DOUBLE, ".nii", ".hdr", ".img", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm", ".zip")
 
@@ -43,6 +46,11 @@ def split_suffix(path: str | Path) -> tuple[str, str]:
     return Path(name).stem, Path(name).suffix
 
 
+def case_name(path: Path) -> str:
+    """What a scan's outputs are called after: a folder's name, or a file's without its suffix."""
+    return path.resolve().name if path.is_dir() else split_suffix(path)[0]
+
+
 def check_regular(path: Path) -> os.stat_result:
     """Stat a file and refuse all that is not a regular file, before anything is opened.
 
@@ -62,9 +70,7 @@ def check_regular(path: Path) -> os.stat_result:
     except ValueError as err:  # a null byte in the name
         raise InputError(repr(str(path)), "not a valid file name", "check the path") from err
     if stat.S_ISDIR(found.st_mode):
-        raise InputError(
-            path, "a folder, not a file", "give one volume; convert a DICOM series to NIfTI first, e.g. with dcm2niix"
-        )
+        raise InputError(path, "a folder, not a file", "give one volume")
     if not stat.S_ISREG(found.st_mode):
         raise InputError(path, "not a regular file (pipe, socket or device)", "save the scan to a file first")
     return found

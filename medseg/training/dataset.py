@@ -134,23 +134,3 @@ def _numbered(root: Path, channels: int, described: Mapping[str, Any]) -> list[C
                 raise InputError(path, "no such file, but its label map is there", "complete the data set")
         cases.append(CaseFiles(name, images, label))
     return cases
-
-
-def read_split(path: Path) -> dict[str, list[str]]:
-    """Case names of each part, from a JSON object such as ``{"train": [...], "val": [...]}``.
-
-    Raises:
-        InputError: not such an object, or a case stands in two parts.
-    """
-    try:
-        parts = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(path, "no such file", "check the path") from None
-    except (OSError, ValueError) as err:
-        raise InputError(path, f"cannot be read as JSON ({err})", "restore the file") from err
-    if not isinstance(parts, dict) or not all(isinstance(names, list) for names in parts.values()):
-        raise InputError(path, "not an object of lists", 'expected {"train": [...], "val": [...]}')
-    names = [name for part in parts.values() for name in part]
-    if len(set(names)) != len(names):
-        raise InputError(path, "a case stands in two parts", "parts must not share cases")
-    return {part: [str(name) for name in names] for part, names in parts.items()}

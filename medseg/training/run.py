@@ -15,12 +15,13 @@ from medseg.bundles.spec import BundleSpec, IntensityStep, SliceSpec
 from medseg.bundles.write import write_configs
 from medseg.errors import InputError, OutputError, UsageError
 from medseg.inference.device import choose_device
+from medseg.io.split import read_part
 from medseg.networks.facts import read_facts
 from medseg.networks.fit import fit
 from medseg.networks.registry import create
 from medseg.training.config import TrainingConfig
 from medseg.training.data import cache_cases
-from medseg.training.dataset import CaseFiles, Dataset, read_dataset, read_split
+from medseg.training.dataset import CaseFiles, Dataset, read_dataset
 from medseg.training.fingerprint import (
     Fingerprint,
     derive_intensity,
@@ -97,10 +98,7 @@ def train(
 def _training_cases(dataset: Dataset, split: Path | None, part: str) -> tuple[CaseFiles, ...]:
     if split is None:
         return dataset.cases
-    parts = read_split(split)
-    if part not in parts:
-        raise InputError(split, f"has no part {part!r}", f"it holds {', '.join(parts)}")
-    return dataset.part(parts[part])
+    return dataset.part(read_part(split, part))
 
 
 def divide(cases: Sequence[CaseFiles], share: float, seed: int) -> tuple[list[CaseFiles], list[CaseFiles]]:

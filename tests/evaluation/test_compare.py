@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import InputError, UsageError
 from medseg.evaluation.compare import Evaluation, Summary, evaluate
-from medseg.evaluation.pairing import case_name, label_names, pair_cases, read_split
+from medseg.evaluation.pairing import case_name, label_names, pair_cases
 
 SPACING = (2.0, 1.0, 3.0)
 Grid = tuple[NDArray[np.integer], NDArray[np.float64]]
@@ -122,19 +122,6 @@ def test_label_names_are_read_from_both_layouts(tmp_path: Path, labels: dict[str
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
     assert label_names(folders.reference) == {1: "Head", 2: "Tail"}
     assert label_names(folders.reference / "a.nii.gz") == {1: "Head", 2: "Tail"}
-
-
-def test_split_gives_the_cases_of_a_part_and_refuses_what_is_not_a_split(tmp_path: Path) -> None:
-    split = tmp_path / "split.json"
-    split.write_text('{"train": ["a"], "val": ["b", "c"], "test": []}')
-    assert read_split(split, "val") == ["b", "c"]
-    with pytest.raises(UsageError, match="no part 'fold_0'; it has train, val, test"):
-        read_split(split, "fold_0")
-    with pytest.raises(InputError, match="not a list of case names"):
-        read_split(split, "test")
-    split.write_text("[")
-    with pytest.raises(InputError, match="not JSON"):
-        read_split(split, "val")
 
 
 def test_scores_volumes_and_summary_of_two_cases_agree_with_the_hand(tmp_path: Path) -> None:

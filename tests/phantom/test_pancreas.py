@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 from medseg.cli.phantom import app
 from medseg.errors import OutputError, UsageError
 from medseg.io.read import read_labels, read_volume
+from medseg.io.split import read_split
 from medseg.phantom import SYNTHETIC
 from medseg.phantom.dataset import write_dataset
 from medseg.phantom.pancreas import PHASES, Case, Options, make_case
 from medseg.phantom.patients import CODES, TYPES, ceilings, draw_patient
-from medseg.training.dataset import read_dataset, read_split
+from medseg.training.dataset import read_dataset
 
 RUN = CliRunner()
 EASY = Options(lookalikes=False)
