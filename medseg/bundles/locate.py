@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
+from medseg.bundles.spec import ENSEMBLE, read_json
 from medseg.errors import BundleError
 
 DEFAULT_BUNDLE = "swin_unetr_hippocampus"
@@ -46,8 +47,8 @@ def user_bundles() -> Path:
 def search_path() -> list[Path]:
     """Folders that are searched for a name, in order: shipped, the user's own, those of MEDSEG_BUNDLES.
 
-    The first match that has weights counts, so that a shipped bundle without them gives way to the user's copy with
-    imported ones; without any such match, the first.
+    The first match that has weights, or is an ensemble, counts, so that a shipped bundle without them gives way to the
+    user's copy with imported ones; without any such match, the first.
     """
     more = [Path(part) for part in os.environ.get("MEDSEG_BUNDLES", "").split(os.pathsep) if part]
     return [shipped_bundles(), user_bundles(), *more]
@@ -92,6 +93,14 @@ def weights_of(root: Path) -> Path | None:
     return next((root / name for name in _WEIGHTS if (root / name).is_file()), None)
 
 
+def is_ensemble(root: Path) -> bool:
+    """Whether a bundle's folder names other bundles instead of holding weights."""
+    try:
+        return ENSEMBLE in read_json(root / "configs" / "inference.json")
+    except BundleError:
+        return False  # whoever loads it says what is wrong
+
+
 def _by_name(name: str) -> Path | None:
     roots = [folder / name for folder in search_path() if (folder / name / _METADATA).is_file()]
-    return next((root for root in roots if weights_of(root)), roots[0] if roots else None)
+    return next((root for root in roots if weights_of(root) or is_ensemble(root)), roots[0] if roots else None)

@@ -23,9 +23,10 @@ Activation = Literal["softmax", "sigmoid"]
 Resize = Literal["none", "published", "smooth"]
 Interpolation = Literal["linear", "cubic"]
 
-_VOLUMES, _SLICES = "SlidingWindowInferer", "medseg.inference.SliceInferer"
 ENSEMBLE = "ensemble"
 """The section of inference.json that names the members of an ensemble."""
+
+_VOLUMES, _SLICES = "SlidingWindowInferer", "medseg.inference.SliceInferer"
 _MAX_JSON_BYTES = 1_000_000
 _MAX_NESTING = 32
 

@@ -64,7 +64,7 @@ def import_weights(
         _save(state, aside / "models" / "model.pt")
         write_manifest(aside)
         load_bundle(aside).network()  # whatever would fail later fails here, before the rename
-        _put_in_place(aside, target)
+        put_in_place(aside, target)
     except OSError as err:
         raise OutputError(target, f"cannot be written ({err.strerror or err})", "free space, or use --output") from err
     finally:
@@ -136,7 +136,7 @@ def _note_source(root: Path, checkpoint: Path) -> None:
         readme.write_text(text, encoding="utf-8")
 
 
-def _put_in_place(made: Path, target: Path) -> None:
+def put_in_place(made: Path, target: Path) -> None:
     """Rename the new bundle to its name; an old one steps aside first and is removed last."""
     old = made.with_name(f".{target.name}.replaced")
     shutil.rmtree(old, ignore_errors=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import medseg
-from medseg.bundles.spec import BundleSpec, config_of
+from medseg.bundles.spec import BundleSpec, Calibration, config_of
 
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 
@@ -88,6 +89,7 @@ def metadata_config(spec: BundleSpec, described: Mapping[str, Any]) -> dict[str,
             **{key: described[key] for key in own if key in described},
             "mirror_axes": list(spec.mirror_axes),
             **_overlapping(spec),
+            **calibration_config(spec.calibration),
             "suitability": {
                 "extent_mm": suitable.extent_mm,
                 "spacing_mm": suitable.spacing_mm,
@@ -105,6 +107,15 @@ def _overlapping(spec: BundleSpec) -> dict[str, Any]:
         "labels": {str(value): name for value, name in spec.labels.items()},
         "regions": [{"channel": region.channel, "label": region.label} for region in spec.regions],
     }
+
+
+def calibration_config(calibration: Calibration) -> dict[str, Any]:
+    """The entry ``calibration`` of metadata.json's ``medseg``; none where nothing was fitted."""
+    if calibration == Calibration():
+        return {}
+    line = calibration.dice
+    fitted = {} if line is None else {"predicted_dice": asdict(line)}
+    return {"calibration": {"temperature": calibration.temperature, **fitted}}
 
 
 def inference_config(spec: BundleSpec) -> dict[str, Any]:

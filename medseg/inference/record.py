@@ -22,14 +22,33 @@ class InputRecord(_Strict):
     orientation: str = Field(description="Directions of the array's axes, e.g. RAS.")
 
 
-class BundleRecord(_Strict):
-    """The bundle whose network made the segmentation."""
+class MemberRecord(_Strict):
+    """A bundle of an ensemble."""
 
     name: str
     version: str
     weights_sha256: str
     network: str
+    weight: float = Field(description="Share in the mean; those of all members add up to 1.")
+    temperature: float
+    overlap: float
+    roi_size: tuple[int, int, int]
+    blend: str
+    flips: int = Field(description="Passes over the volume; 1 without test-time augmentation.")
+
+
+class BundleRecord(_Strict):
+    """The bundle whose network made the segmentation, or the ensemble."""
+
+    name: str
+    version: str = Field(description="Empty for bundles that were put together for this run.")
+    weights_sha256: str = Field(
+        description="Of the weights file; of an ensemble, SHA-256 of its members' SHA-256 and shares."
+    )
+    network: str = Field(description="The architecture, or ensemble.")
     training_cases: int | None = Field(None, description="How many cases the weights were trained on, if stated.")
+    temperature: float = Field(1.0, description="Logits were divided by it; of an ensemble, beside its members' own.")
+    members: tuple[MemberRecord, ...] = Field((), description="Of an ensemble; empty for a bundle alone.")
 
     @property
     def summary(self) -> str:
@@ -41,12 +60,44 @@ class BundleRecord(_Strict):
 class ParameterRecord(_Strict):
     """What decided the result beside bundle and scan."""
 
-    overlap: float
-    roi_size: tuple[int, int, int]
-    blend: str
+    overlap: float | None = Field(description="None for an ensemble, whose members each have their own.")
+    roi_size: tuple[int, int, int] | None = Field(description="None for an ensemble.")
+    blend: str | None = Field(description="None for an ensemble.")
     tta: bool
-    flips: int = Field(description="Passes over the volume; 1 without test-time augmentation.")
+    flips: int = Field(description="Passes over the volume, of all members; 1 without test-time augmentation.")
     forced: bool = Field(description="Whether an unsuitable scan was allowed.")
+
+
+class PredictedDice(_Strict):
+    """The mean Dice that cases with such a score had, by the line that was fitted to the bundle."""
+
+    mean: float
+    lower: float = Field(description="Of an interval that holds nine of ten cases like those of the fit.")
+    upper: float
+    cases: int = Field(description="How many cases the line was fitted to.")
+
+
+class LabelUncertainty(_Strict):
+    """One label of the bundle's table, background left out."""
+
+    value: int
+    name: str
+    mean_entropy: float | None = Field(description="Over the label's voxels; None where there is none.")
+
+
+class UncertaintyRecord(_Strict):
+    """How sure the segmentation is; entropies lie between 0 (sure) and 1 (all classes equally likely)."""
+
+    score: float = Field(description="The Dice that the probabilities themselves lead to expect, 0 to 1.")
+    predicted_dice: PredictedDice | None = Field(
+        description="None where the bundle carries no fit, or it does not hold: --tta, another overlap, nothing found."
+    )
+    mean_entropy: float | None = Field(description="Over the voxels of any label; None where there is none.")
+    uncertain_share: float | None = Field(description="Share of the voxels of any label with an entropy above 0.5.")
+    mutual_information: float | None = Field(
+        description="Mean over the voxels of any label, of the passes' disagreement; None for a single pass."
+    )
+    labels: tuple[LabelUncertainty, ...]
 
 
 class LabelRecord(_Strict):
@@ -80,4 +131,5 @@ class Record(_Strict):
     seconds: dict[str, float] = Field(description="Wall time of each stage.")
     warnings: tuple[str, ...]
     labels: tuple[LabelRecord, ...]
+    uncertainty: UncertaintyRecord | None = Field(None, description="When asked for.")
     outputs: dict[str, str] = Field(default_factory=dict, description="What was written: kind to file name.")

@@ -16,17 +16,30 @@ import torch
 from numpy.typing import NDArray
 
 import medseg
-from medseg.bundles.load import Bundle, load_bundle
+from medseg.bundles.ensemble import Ensemble, Loadable, load_ensemble
+from medseg.bundles.load import Bundle
 from medseg.bundles.locate import DEFAULT_BUNDLE
-from medseg.bundles.spec import BundleSpec
+from medseg.bundles.spec import BundleSpec, DiceFit
 from medseg.errors import BundleError, MemoryBudgetError, UsageError
 from medseg.evaluation.volumes import LabelStatistics, label_statistics
 from medseg.inference.device import available_memory, choose_device
+from medseg.inference.ensemble import Model
 from medseg.inference.export import NotFiniteError
 from medseg.inference.memory import memory_plan
-from medseg.inference.preprocess import model_grid, preprocess
-from medseg.inference.record import BundleRecord, InputRecord, LabelRecord, ParameterRecord, Record
-from medseg.inference.segment import segment
+from medseg.inference.preprocess import Case, model_grid, preprocess
+from medseg.inference.record import (
+    BundleRecord,
+    InputRecord,
+    LabelRecord,
+    LabelUncertainty,
+    MemberRecord,
+    ParameterRecord,
+    PredictedDice,
+    Record,
+    UncertaintyRecord,
+)
+from medseg.inference.segment import Uncertainty, segment_together
+from medseg.inference.sliding_window import Predictor
 from medseg.inference.suitability import unsuitable
 from medseg.io import geometry
 from medseg.io.read import read_volume
@@ -34,6 +47,9 @@ from medseg.io.volume import Volume
 from medseg.io.write import reserve, write_labels
 
 log = logging.getLogger(__name__)
+
+# Standard deviations on either side of the mean that hold nine tenths of a normal distribution.
+_NINE_OF_TEN = 1.645
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, all); stages in order: bundle, read, preprocess, network, restore, measure."""
@@ -51,6 +67,9 @@ class Result:
         probabilities: (K, X, Y, Z) float32 when asked for, else None.
         record: how the result came about.
         volume: the scan.
+        uncertainty: (X, Y, Z) float32 when asked for, else None: entropy of each voxel, 0 (sure) to 1.
+        mutual_information: (X, Y, Z) float32, the part of it that comes from the disagreement of several passes; None
+            for a single pass.
     """
 
     label_map: NDArray[np.integer]
@@ -60,6 +79,8 @@ class Result:
     probabilities: NDArray[np.float32] | None
     record: Record
     volume: Volume
+    uncertainty: NDArray[np.float32] | None = None
+    mutual_information: NDArray[np.float32] | None = None
 
     def with_outputs(self, written: Mapping[str, str]) -> Result:
         """The same result, its record naming the files that were written: kind to file name."""
@@ -79,11 +100,13 @@ class Result:
 def infer(
     scan: str | Path | Sequence[str | Path],
     *,
-    bundle: str | Path | Bundle = DEFAULT_BUNDLE,
+    bundle: Loadable | Sequence[Loadable] = DEFAULT_BUNDLE,
+    weights: Sequence[float] | None = None,
     device: str = "auto",
     overlap: float | None = None,
     tta: bool = False,
     probabilities: bool = False,
+    uncertainty: bool = False,
     force: bool = False,
     volume_index: int | None = None,
     volume: Volume | None = None,
@@ -93,11 +116,13 @@ def infer(
 
     Args:
         scan: a volume, or one file for each channel of the bundle.
-        bundle: a bundle's name or folder, or a bundle from `load_bundle`.
+        bundle: a bundle's name or folder, or a bundle from `load_bundle`; several are averaged.
+        weights: a positive number for each of several bundles; None: all the same.
         device: auto, cpu, cuda or cuda:N.
         overlap: share that neighbouring windows have in common, 0 to below 1; None takes the bundle's.
         tta: average over flips along the axes that the bundle allows.
         probabilities: keep the probability of each class on the scan's grid.
+        uncertainty: also work out how sure each voxel is, and a score of the case.
         force: go on with a scan that is not what the bundle was trained on; the record keeps the warning.
         volume_index: which volume of a 4D file, for a bundle of one channel.
         volume: what `read_volume` made of `scan`, when that is already done.
@@ -113,14 +138,15 @@ def infer(
     clock = _Clock(report)
     target = choose_device(device)
     with clock("bundle"):
-        loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-        spec = _spec(loaded, overlap, tta=tta)
-        network = loaded.network().to(target)
+        loaded = load_ensemble(bundle, weights)
+        specs = [_spec(member.bundle, overlap) for member in loaded.members]
+        flips = _flips(loaded, tta=tta)
+        networks = [_network(member.bundle, target) for member in loaded.members]
     with clock("read"):
         if volume is None:
-            volume = read_volume(scan, channels=spec.in_channels, volume_index=volume_index)
+            volume = read_volume(scan, channels=loaded.spec.in_channels, volume_index=volume_index)
         warnings = list(volume.source.warnings)
-        outside = unsuitable(volume, spec)
+        outside = list(dict.fromkeys(found for spec in specs for found in unsuitable(volume, spec)))
         if outside and not force:
             raise BundleError(
                 volume.source.path,
@@ -128,46 +154,43 @@ def infer(
                 "use --force to go on",
             )
         warnings += outside
-        flips = _flips(spec.mirror_axes if tta else ())
-        _check_memory(volume, spec, flips=len(flips), keep=probabilities)
+        _check_memory(volume, specs, [len(one) for one in flips], keep=probabilities, uncertainty=uncertainty)
     with clock("preprocess"):
-        case = preprocess(volume, spec)
+        cases = _cases(volume, specs)
+    models = [
+        Model(case, network, spec, member.weight, _temperature(loaded, spec), one)
+        for case, network, spec, member, one in zip(cases, networks, specs, loaded.members, flips, strict=True)
+    ]
     try:
         with clock("network"):
-            found = segment(
-                case,
-                network,
-                spec,
+            found = segment_together(
+                models,
                 target,
-                flips=flips,
                 probabilities=probabilities,
+                uncertainty=uncertainty,
                 progress=lambda done, windows: report("network", done, windows),
             )
     except NotFiniteError:
         raise BundleError(loaded.name, "produced NaN", "report it with the scan's intensity range") from None
     clock.split("network", found.network_s, "restore")
-    labels = found.labels
+    labels, labelled = found.labels, loaded.spec.labels
     with clock("measure"):
-        statistics = tuple(label_statistics(labels, volume.affine, spec.labels))
+        statistics = tuple(label_statistics(labels, volume.affine, labelled))
     if not any(entry.voxels for entry in statistics):
         warnings.append("no structure was found")
+    as_fitted = not tta and overlap is None
+    sure = found.uncertainty
     record = Record(
         medseg=medseg.__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         input=_input_record(scan, volume),
-        bundle=BundleRecord(
-            name=loaded.name,
-            version=loaded.version,
-            weights_sha256=loaded.sha256,
-            network=spec.network,
-            training_cases=loaded.metadata.get("medseg", {}).get("training_cases"),
-        ),
+        bundle=_bundle_record(loaded, models),
         parameters=ParameterRecord(
-            overlap=spec.overlap,
-            roi_size=spec.roi_size,
-            blend=spec.blend,
+            overlap=specs[0].overlap if loaded.alone else None,
+            roi_size=specs[0].roi_size if loaded.alone else None,
+            blend=specs[0].blend if loaded.alone else None,
             tta=tta,
-            flips=len(flips),
+            flips=sum(len(one) for one in flips),
             forced=bool(outside),
         ),
         device=str(target),
@@ -179,8 +202,43 @@ def infer(
         labels=tuple(
             LabelRecord(**{key: getattr(entry, key) for key in LabelRecord.model_fields}) for entry in statistics
         ),
+        uncertainty=None
+        if sure is None
+        else _uncertainty_record(sure, labelled, loaded.fitted.dice if as_fitted else None),
     )
-    return Result(labels, volume.affine, spec.labels, statistics, found.probabilities, record, volume)
+    return Result(
+        labels,
+        volume.affine,
+        labelled,
+        statistics,
+        found.probabilities,
+        record,
+        volume,
+        None if sure is None else sure.entropy,
+        None if sure is None else sure.mutual_information,
+    )
+
+
+def _network(bundle: Bundle, target: torch.device) -> Predictor:
+    """The network of one bundle, ready to run on a device: the one place where a network is made for a scan."""
+    return bundle.network().to(target)
+
+
+def _cases(volume: Volume, specs: Sequence[BundleSpec]) -> list[Case]:
+    """The scan as each bundle takes it; bundles that prepare it in the same way share it."""
+    made: dict[object, Case] = {}
+    cases = []
+    for spec in specs:
+        prepared = (spec.orientation, spec.spacing, spec.interpolation, spec.intensity)
+        if prepared not in made:
+            made[prepared] = preprocess(volume, spec)
+        cases.append(made[prepared])
+    return cases
+
+
+def _temperature(loaded: Ensemble, spec: BundleSpec) -> float:
+    """Of a member: its own, times the ensemble's where there are several."""
+    return spec.calibration.temperature * (1.0 if loaded.alone else loaded.calibration.temperature)
 
 
 class _Clock:
@@ -207,9 +265,7 @@ class _Clock:
         self._report(rest, 1, 1)
 
 
-def _spec(bundle: Bundle, overlap: float | None, *, tta: bool) -> BundleSpec:
-    if tta and not bundle.spec.mirror_axes:
-        raise UsageError("--tta", f"{bundle.name} allows no flips", "run it without --tta")
+def _spec(bundle: Bundle, overlap: float | None) -> BundleSpec:
     if overlap is None:
         return bundle.spec
     if not 0 <= overlap < 1:
@@ -217,23 +273,82 @@ def _spec(bundle: Bundle, overlap: float | None, *, tta: bool) -> BundleSpec:
     return replace(bundle.spec, overlap=overlap)
 
 
-def _flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
-    """Every subset of the axes, the empty one first."""
-    return [subset for size in range(len(axes) + 1) for subset in itertools.combinations(axes, size)]
+def _flips(loaded: Ensemble, *, tta: bool) -> list[tuple[tuple[int, ...], ...]]:
+    """For each member every subset of the axes along which it allows flips, the empty one first."""
+    axes = [member.bundle.spec.mirror_axes if tta else () for member in loaded.members]
+    if tta and not any(axes):
+        raise UsageError("--tta", f"{loaded.name} allows no flips", "run it without --tta")
+    return [
+        tuple(subset for size in range(len(one) + 1) for subset in itertools.combinations(one, size)) for one in axes
+    ]
 
 
-def _check_memory(volume: Volume, spec: BundleSpec, *, flips: int, keep: bool) -> None:
+def _check_memory(
+    volume: Volume, specs: Sequence[BundleSpec], flips: Sequence[int], *, keep: bool, uncertainty: bool
+) -> None:
     """Refuse a scan whose arrays cannot fit, before the first of them is made."""
-    need = memory_plan(volume.shape, volume.affine, spec, flips=flips, probabilities=keep).total
-    free = available_memory()
+    plan = memory_plan(volume.shape, volume.affine, *specs, flips=flips, probabilities=keep, uncertainty=uncertainty)
+    need, free = plan.total, available_memory()
     log.debug("memory: %.2f GiB planned, %.2f GiB free", need / 2**30, free / 2**30)
     if need > free:
-        grid = model_grid(volume.shape, volume.affine, spec)
+        grids = dict.fromkeys(str(model_grid(volume.shape, volume.affine, spec).shape) for spec in specs)
         raise MemoryBudgetError(
             volume.source.path,
-            f"needs about {need / 2**30:.1f} GiB on the model grid {grid.shape}, {free / 2**30:.1f} GiB are free",
+            f"needs about {need / 2**30:.1f} GiB on the model grid {', '.join(grids)}, {free / 2**30:.1f} GiB are free",
             "crop the scan, or use a machine with more memory",
         )
+
+
+def _bundle_record(loaded: Ensemble, models: Sequence[Model]) -> BundleRecord:
+    members = tuple(
+        MemberRecord(
+            name=member.bundle.name,
+            version=member.bundle.version,
+            weights_sha256=member.bundle.sha256,
+            network=model.spec.network,
+            weight=member.weight,
+            temperature=model.spec.calibration.temperature,
+            overlap=model.spec.overlap,
+            roi_size=model.spec.roi_size,
+            blend=model.spec.blend,
+            flips=len(model.flips),
+        )
+        for member, model in zip(loaded.members, models, strict=True)
+        if not loaded.alone
+    )
+    return BundleRecord(
+        name=loaded.name,
+        version=loaded.version,
+        weights_sha256=loaded.sha256,
+        network=loaded.spec.network if loaded.alone else "ensemble",
+        training_cases=loaded.metadata.get("medseg", {}).get("training_cases"),
+        temperature=loaded.fitted.temperature,
+        members=members,
+    )
+
+
+def _uncertainty_record(sure: Uncertainty, labels: Mapping[int, str], fit: DiceFit | None) -> UncertaintyRecord:
+    found = sure.summary
+    return UncertaintyRecord(
+        score=found.score,
+        predicted_dice=None if fit is None or found.mean_entropy is None else _predicted_dice(fit, found.score),
+        mean_entropy=found.mean_entropy,
+        uncertain_share=found.uncertain_share,
+        mutual_information=found.mutual_information,
+        labels=tuple(
+            LabelUncertainty(value=value, name=labels[value], mean_entropy=mean)
+            for value, mean in found.label_entropy.items()
+        ),
+    )
+
+
+def _predicted_dice(fit: DiceFit, score: float) -> PredictedDice:
+    def within(value: float) -> float:
+        return min(max(value, 0.0), 1.0)
+
+    mean = fit.intercept + fit.slope * score
+    reach = _NINE_OF_TEN * fit.deviation
+    return PredictedDice(mean=within(mean), lower=within(mean - reach), upper=within(mean + reach), cases=fit.cases)
 
 
 def _input_record(scan: str | Path | Sequence[str | Path], volume: Volume) -> InputRecord:

@@ -5,19 +5,49 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from medseg.bundles.spec import Activation, BundleSpec
-from medseg.inference.export import export_labels, export_maps, paint_regions, strongest_class
+from medseg.bundles.spec import BundleSpec
+from medseg.inference.ensemble import (
+    Layout,
+    Model,
+    activated,
+    lay_out,
+    mean_and_entropy,
+    mean_planes,
+    plane_order,
+    scan_view,
+    to_scan,
+)
+from medseg.inference.ensemble import plane_axis as plane_axis
+from medseg.inference.export import export_labels, paint_regions, strongest_class
 from medseg.inference.preprocess import Case, ModelGrid
 from medseg.inference.slice_inferer import SliceInferer
-from medseg.inference.sliding_window import logit_planes, stream_axis, window_count
+from medseg.inference.sliding_window import Predictor, logit_planes, window_count
+from medseg.inference.uncertainty import Summary, Tally, entropy
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """How sure a segmentation is, on the scan's grid; see `medseg.inference.uncertainty`.
+
+    Attributes:
+        entropy: (X, Y, Z) float32, 0 to 1.
+        mutual_information: (X, Y, Z) float32, 0 to 1; None for a single pass.
+        summary: the case in a few numbers.
+    """
+
+    entropy: NDArray[np.float32]
+    mutual_information: NDArray[np.float32] | None
+    summary: Summary
 
 
 @dataclass(frozen=True)
@@ -29,18 +59,19 @@ class Segmentation:
         probabilities: (K, X, Y, Z) float32 when asked for, else None.
         windows: how often the network looked.
         network_s: wall time until the logits were there, seconds; the rest went into the way back to the scan's grid.
+        uncertainty: when asked for, else None.
     """
 
     labels: NDArray[np.integer]
     probabilities: NDArray[np.float32] | None
     windows: int
     network_s: float
+    uncertainty: Uncertainty | None = None
 
 
-@torch.inference_mode()
 def segment(
     case: Case,
-    network: nn.Module,
+    network: Predictor,
     spec: BundleSpec,
     device: torch.device,
     *,
@@ -48,7 +79,7 @@ def segment(
     probabilities: bool = False,
     progress: Progress | None = None,
 ) -> Segmentation:
-    """Run a bundle's network over a case.
+    """Run a bundle's network over a case, as `segment_together` does with one model at temperature 1.
 
     Args:
         case: the image on the model grid.
@@ -62,60 +93,72 @@ def segment(
     Raises:
         NotFiniteError: the network gave NaN or only infinities somewhere.
     """
-    grid, axis = case.grid, plane_axis(case.grid.shape, spec)
-    order = (axis, *(other for other in range(3) if other != axis))
-    highest = max((region.label for region in spec.regions), default=spec.out_channels - 1)
-    shape = grid.order.inverse.shape(grid.turned_shape)
-    labels = np.zeros(shape, dtype=np.uint8 if highest < 256 else np.uint16)
-    target = grid.order.apply(labels).transpose(order)
-    i, j, k = order
-    size = (grid.shape[i], grid.shape[j], grid.shape[k])
-    step = (1 / grid.step[i], 1 / grid.step[j], 1 / grid.step[k])
-
-    windows = _windows(grid, spec)
-    count, clock = _Count(progress, len(flips) * windows), _Clock()
-    passes = [
-        clock.timed(logits_by_plane(case.image, network, spec, device, axis=axis, flips=one, progress=count.of_pass()))
-        for one in flips
-    ]
-    if not (probabilities or spec.regions):
-        if len(passes) == 1:
-            export_labels(passes[0], target, size=size, step=step)
-        else:
-            mean = _mean(passes, spec.activation, lockstep=in_lockstep(grid.shape, spec, len(flips)))
-            export_labels(mean, target, size=size, step=step, softmax=False)
-        return Segmentation(labels, None, len(flips) * windows, clock.seconds)
-
-    kept = np.zeros((spec.out_channels, *shape), dtype=np.float32) if probabilities else None
-    kept_target = None if kept is None else grid.order.apply(kept).transpose(0, *(1 + one for one in order))
-    mean = _mean(passes, spec.activation, lockstep=in_lockstep(grid.shape, spec, len(flips)))
-    for index, maps in enumerate(export_maps(mean, size=size, step=step, shape=target.shape)):
-        if spec.regions:
-            paint_regions(maps, spec.regions, target[index])
-        else:
-            target[index] = strongest_class(maps.numpy())
-        if kept_target is not None:
-            kept_target[:, index] = maps.numpy()
-    return Segmentation(labels, kept, len(flips) * windows, clock.seconds)
+    model = Model(case, network, spec, flips=tuple(flips))
+    return segment_together([model], device, probabilities=probabilities, progress=progress)
 
 
-def plane_axis(shape: Sequence[int], spec: BundleSpec) -> int:
-    """The axis of a model grid of this shape along which planes of logits become final."""
-    return stream_axis(shape, spec.roi_size) if spec.slices is None else spec.slices.axis
+@torch.inference_mode()
+def segment_together(
+    models: Sequence[Model],
+    device: torch.device,
+    *,
+    probabilities: bool = False,
+    uncertainty: bool = False,
+    progress: Progress | None = None,
+) -> Segmentation:
+    """Run one or several models over a scan and average their probabilities.
 
+    The temperature of a model alone has no part in its labels, only in probabilities and uncertainty.
 
-def in_lockstep(shape: Sequence[int], spec: BundleSpec, flips: int) -> bool:
-    """Whether the passes of several flips run side by side, a ring each, rather than one after the other.
+    Args:
+        models: with the scan as each of them takes it; labels, activation and regions are those of all.
+        device: where the networks live.
+        probabilities: keep the probability of each class.
+        uncertainty: also work out the maps of uncertainty.
+        progress: called with (windows done, windows in all).
 
-    One after the other they need the mean of all planes; that is less memory where the volume is short.
+    Raises:
+        NotFiniteError: a network gave NaN or only infinities somewhere.
     """
-    axis = plane_axis(shape, spec)
-    return flips * spec.roi_size[axis] <= spec.roi_size[axis] + shape[axis]
+    first = models[0]
+    spec, grid = first.spec, first.case.grid
+    shape, channels = grid.order.inverse.shape(grid.turned_shape), spec.out_channels
+    counts = [len(model.flips) for model in models]
+    apart = uncertainty and sum(counts) > 1
+    layout = lay_out([one.case.grid for one in models], [one.spec for one in models], passes=counts, apart=apart)
+    passes = _Passes(models, layout, device, progress)
+    highest = max((region.label for region in spec.regions), default=channels - 1)
+    labels: NDArray[Any] = np.zeros(shape, dtype=np.uint8 if highest < 256 else np.uint16)
+    alone = len(models) == 1
+    if not (probabilities or uncertainty or spec.regions):
+        _label(passes, labels, [1.0] if alone else [model.temperature for model in models])
+        return Segmentation(labels, None, passes.windows, passes.seconds)
+
+    # The first K channels are what is kept and measured, the last K decide the labels.
+    temperatures = [
+        (model.temperature, 1.0) if alone and model.temperature != 1 else (model.temperature,) for model in models
+    ]
+    kept = np.zeros((channels, *shape), dtype=np.float32) if probabilities else None
+    sure = _Sure(spec, shape, several=apart) if uncertainty else None
+    painted, view = passes.view(0)(labels), passes.view(0)
+    for index, (maps, inside) in enumerate(
+        _maps(passes, temperatures, measure=sure.entropy if apart and sure else None)
+    ):
+        plane = painted[index]
+        if spec.regions:
+            paint_regions(maps[-channels:], spec.regions, plane)
+        else:
+            plane[...] = strongest_class(maps[-channels:].numpy())
+        if kept is not None:
+            view(kept)[:, index] = maps[:channels].numpy()
+        if sure is not None:
+            sure.add(index, maps[:channels], plane, inside, view)
+    return Segmentation(labels, kept, passes.windows, passes.seconds, None if sure is None else sure.found())
 
 
 def logits_by_plane(
     image: Tensor,
-    network: nn.Module,
+    network: Predictor,
     spec: BundleSpec,
     device: torch.device,
     *,
@@ -161,26 +204,146 @@ def _windows(grid: ModelGrid, spec: BundleSpec) -> int:
     return window_count(grid.shape, spec.roi_size, spec.overlap)
 
 
-def _mean(passes: Sequence[Iterator[Tensor]], activation: Activation, *, lockstep: bool) -> Iterator[Tensor]:
-    """Mean over the passes of the probabilities of each plane, (K, A, B) float32."""
+def _label(passes: _Passes, labels: NDArray[Any], temperatures: Sequence[float]) -> None:
+    """Fill in the labels of exclusive classes, of which no probability is wanted."""
+    case, axis = passes.models[0].case, passes.axes[0]
+    grid, (i, j, k) = case.grid, plane_order(axis)
+    target = grid.order.apply(labels).transpose(i, j, k)
+    size, step = (grid.shape[i], grid.shape[j], grid.shape[k]), (1 / grid.step[i], 1 / grid.step[j], 1 / grid.step[k])
+    if len(passes.logits) == 1:
+        export_labels(passes.logits[0], target, size=size, step=step)
+    elif passes.layout.on_model_grid:
+        planes = passes.probabilities([(one,) for one in temperatures])
+        mean = mean_planes(planes, passes.weights, lockstep=passes.layout.lockstep)
+        export_labels(mean, target, size=size, step=step, softmax=False)
+    else:
+        painted = passes.view(0)(labels)
+        for index, (maps, _) in enumerate(_maps(passes, [(one,) for one in temperatures])):
+            painted[index] = strongest_class(maps.numpy())
 
-    def activated(logits: Tensor) -> Tensor:
-        return logits.sigmoid() if activation == "sigmoid" else logits.softmax(dim=0)
 
-    if lockstep:
-        for together in zip(*passes, strict=True):
-            total = activated(together[0])
-            for logits in together[1:]:
-                total += activated(logits)
-            yield total.div_(len(passes))
+def _maps(
+    passes: _Passes,
+    temperatures: Sequence[tuple[float, ...]],
+    *,
+    measure: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Planes of the scan's grid, in the order of the first pass: the mean of all passes, and of their entropies.
+
+    Args:
+        passes: the passes.
+        temperatures: of each model, those whose probabilities are wanted, one below the other.
+        measure: the entropy of a plane; None when it is not wanted.
+    """
+    layout, planes = passes.layout, passes.probabilities(temperatures)
+    if layout.on_model_grid:
+        mean = planes[0] if len(planes) == 1 else mean_planes(planes, passes.weights, lockstep=layout.lockstep)
+        for maps in to_scan(mean, passes.models[0].case.grid, passes.axes[0]):
+            yield maps, None
         return
-    totals = [activated(logits) for logits in passes[0]]
-    for planes in passes[1:]:
-        for total, logits in zip(totals, planes, strict=True):
-            total += activated(logits)
-    totals.reverse()
-    while totals:
-        yield totals.pop().div_(len(passes))
+    grids = [model.case.grid for model in passes.models]
+    yield from mean_and_entropy(
+        [to_scan(one, grid, axis) for one, grid, axis in zip(planes, grids, passes.axes, strict=True)],
+        passes.weights,
+        [passes.view(number) for number in range(len(planes))],
+        entropy=measure,
+        shape=grids[0].order.inverse.shape(grids[0].turned_shape),
+        channels=passes.models[0].spec.out_channels * len(temperatures[0]),
+        lockstep=layout.lockstep,
+    )
+
+
+class _Passes:
+    """The passes of all models, each a stream of planes of logits.
+
+    Attributes:
+        layout: how they come together.
+        models: of each pass.
+        axes: of each pass, the axis of its model grid along which its planes come.
+        weights: of each pass; they add up to 1.
+        logits: of each pass, planes (K, A, B).
+        windows: how often the networks look, in all.
+    """
+
+    def __init__(
+        self, models: Sequence[Model], layout: Layout, device: torch.device, progress: Progress | None
+    ) -> None:
+        self.layout = layout
+        self.windows = sum(len(model.flips) * _windows(model.case.grid, model.spec) for model in models)
+        self.models: list[Model] = []
+        self.axes: list[int] = []
+        self.weights: list[float] = []
+        self.logits: list[Iterator[Tensor]] = []
+        self._numbers: list[int] = []
+        self._clock, count = _Clock(), _Count(progress, self.windows)
+        for number, (model, axis) in enumerate(zip(models, layout.axes, strict=True)):
+            for flips in model.flips:
+                self._numbers.append(number)
+                self.models.append(model)
+                self.axes.append(axis)
+                self.weights.append(model.weight / len(model.flips))
+                planes = logits_by_plane(
+                    model.case.image,
+                    model.network,
+                    model.spec,
+                    device,
+                    axis=axis,
+                    flips=flips,
+                    progress=count.of_pass(),
+                )
+                self.logits.append(self._clock.timed(planes))
+
+    @property
+    def seconds(self) -> float:
+        """Wall time spent waiting for logits."""
+        return self._clock.seconds
+
+    def probabilities(self, temperatures: Sequence[Sequence[float]]) -> list[Iterator[Tensor]]:
+        """The passes as planes of probabilities (T K, A, B), at each of the temperatures of their model."""
+        activation = self.models[0].spec.activation
+        return [
+            activated(planes, activation, temperatures[number])
+            for planes, number in zip(self.logits, self._numbers, strict=True)
+        ]
+
+    def view(self, number: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
+        """Turns an array of the scan's grid so that its planes are in the order of a pass."""
+        return partial(scan_view, grid=self.models[number].case.grid, axis=self.axes[number])
+
+
+class _Sure:
+    """The maps of uncertainty of a scan, filled in plane by plane."""
+
+    def __init__(self, spec: BundleSpec, shape: tuple[int, int, int], *, several: bool) -> None:
+        self._activation = spec.activation
+        self._entropy = np.zeros(shape, dtype=np.float32)
+        self._information = np.zeros(shape, dtype=np.float32) if several else None
+        self._channels = spec.out_channels
+        self._tally = Tally(tuple(spec.labels), spec.out_channels, spec.regions)
+
+    def entropy(self, maps: Tensor) -> Tensor:
+        """Entropy (P, Q) of a plane whose first K channels are probabilities."""
+        return entropy(maps[: self._channels], self._activation)
+
+    def add(
+        self,
+        index: int,
+        maps: Tensor,
+        labels: NDArray[Any],
+        inside: Tensor | None,
+        view: Callable[[NDArray[Any]], NDArray[Any]],
+    ) -> None:
+        """Add plane `index` of `view`: probabilities (K, P, Q), labels (P, Q), mean entropy of the passes (P, Q)."""
+        found, information = self.entropy(maps), None
+        view(self._entropy)[index] = found.numpy()
+        if self._information is not None and inside is not None:
+            information = (found - inside).clamp_(min=0).numpy()
+            view(self._information)[index] = information
+        self._tally.add(maps, labels, found.numpy(), information)
+
+    def found(self) -> Uncertainty:
+        """The maps and what they say in a few numbers."""
+        return Uncertainty(self._entropy, self._information, self._tally.summary())
 
 
 class _Clock:

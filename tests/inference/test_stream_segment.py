@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from medseg.bundles.spec import BundleSpec, Region, SliceSpec
+from medseg.inference.ensemble import lay_out
 from medseg.inference.memory import memory_plan
-from medseg.inference.preprocess import preprocess
+from medseg.inference.preprocess import model_grid, preprocess
 from medseg.inference.resample import resample_linear
-from medseg.inference.segment import in_lockstep, plane_axis, segment
+from medseg.inference.segment import plane_axis, segment
 from medseg.inference.slice_inferer import SliceInferer
 from medseg.inference.sliding_window import sliding_window
 from medseg.io.volume import Source, Volume
@@ -100,6 +101,9 @@ def test_labels_and_probabilities_are_those_of_whole_volumes(name: str) -> None:
 
 
 def test_passes_run_side_by_side_where_their_rings_are_smaller_than_the_mean_of_all_planes() -> None:
+    def in_lockstep(shape: tuple[int, int, int], spec: BundleSpec, passes: int) -> bool:
+        return lay_out([model_grid(shape, np.diag([1.2, 1.2, 1.2, 1.0]), spec)], [spec], passes=[passes]).lockstep
+
     assert in_lockstep((300, 50, 50), _spec(roi_size=(96, 48, 48)), 4)
     assert not in_lockstep((200, 50, 50), _spec(roi_size=(96, 48, 48)), 4)
     assert in_lockstep((20, 20, 20), _spec(slices=SliceSpec(1), roi_size=(16, 1, 16)), 8)
