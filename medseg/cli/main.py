@@ -12,6 +12,7 @@ import typer
 
 import medseg
 from medseg.cli.batch import batch
+from medseg.cli.benchmark import app as benchmark_app
 from medseg.cli.bundles import app as bundles_app
 from medseg.cli.evaluate import evaluate
 from medseg.cli.infer import infer
@@ -35,6 +36,7 @@ app.command()(infer)
 app.command()(batch)
 app.command()(evaluate)
 app.command()(train)
+app.add_typer(benchmark_app, name="benchmark")
 app.add_typer(bundles_app, name="bundles")
 app.add_typer(networks_app, name="networks")
 app.add_typer(phantom_app, name="phantom")

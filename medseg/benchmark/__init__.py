@@ -1,0 +1,1 @@
+"""Measuring medseg: how fast beside other pipelines, and how accurate one bundle is beside another."""

@@ -1,0 +1,221 @@
+"""``medseg benchmark``: how fast, beside other pipelines, and how accurate, one bundle beside another."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medseg.bundles.locate import DEFAULT_BUNDLE
+from medseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from medseg.benchmark.speed import SpeedReport
+    from medseg.benchmark.subject import Subject
+
+app = typer.Typer(help="Measure: speed beside other pipelines, accuracy of bundles.", no_args_is_help=True)
+
+_BASELINES = ("monai", "nnunet")
+
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads of each process; 0: all cores.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print the result and errors only.")]
+
+
+@app.command()
+def speed(
+    *,
+    bundle: Annotated[
+        str | None,
+        typer.Option("-b", "--bundle", help=f"Bundle: a name or a folder. Default: {DEFAULT_BUNDLE}."),
+    ] = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option(help="Instead of a bundle: a name of medseg networks list, with random weights, or quant."),
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option(help="Arguments of the architecture as JSON, e.g. '{\"feature_size\": 48}'.")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=2, max=65535, help="Classes of the architecture, background included; default 14.")
+    ] = None,
+    roi: Annotated[str | None, typer.Option(help="Window of the architecture in voxels; default 96x96x96.")] = None,
+    overlap: Annotated[
+        float | None,
+        typer.Option(help="Share that neighbouring windows have in common; default: the bundle's, or 0.5."),
+    ] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="Scan; for several channels once for each, in order.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Instead of a scan: a CT-like one of this size in voxels, e.g. 512x512x300.")
+    ] = None,
+    spacing: Annotated[str, typer.Option(help="Its voxel size in mm.")] = "1.2x1.2x2.0",
+    against: Annotated[
+        list[str] | None, typer.Option(help="monai or nnunet; may be given twice. nnunet needs nnunetv2.")
+    ] = None,
+    device: Device = "cpu",
+    threads: Threads = 0,
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds that count; one before them does not.")] = 3,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time medseg on a scan, beside MONAI's and nnU-Net's own pipelines with the same weights.
+
+    Each run is a process of its own, and the pipelines take turns. Time counts from reading the scan to the written
+    label map; overhead is CPU time outside the network; memory is the peak above that after the imports.
+
+    To try:
+
+    - medseg benchmark speed --image scan.nii.gz --against monai --threads 1
+    - medseg benchmark speed --architecture quant --size 256x256x160 --against monai --against nnunet
+    - medseg benchmark speed --architecture swin_unetr --network '{"feature_size": 48}' --size 144x144x80
+    """
+    from medseg.io.write import reserve, write_bytes
+
+    if (image is None) == (size is None):
+        raise UsageError("--image, --size", "one of the two is needed", "give a scan, or the size of a made one")
+    if bundle is not None and architecture is not None:
+        raise UsageError("--bundle, --architecture", "both given", "choose one")
+    if architecture is None and (network, classes, roi) != (None, None, None):
+        raise UsageError("--network, --classes, --roi", "belong to --architecture", "a bundle has its own")
+    if overlap is not None and not 0 <= overlap < 1:
+        raise UsageError("--overlap", f"{overlap} is not in [0, 1)", "0.5 is usual")
+    unknown = [name for name in against or () if name not in _BASELINES]
+    if unknown:
+        raise UsageError("--against", f"{unknown[0]!r} is not known", f"use {' or '.join(_BASELINES)}")
+    shape = None if size is None else _triple("--size", size, int)
+    voxel = _triple("--spacing", spacing, float)
+    target = None if json_ is None else reserve(json_, overwrite=overwrite, inputs=image or (), suffixes=(".json",))
+
+    from medseg.benchmark.machine import cores
+    from medseg.benchmark.scan import save_phantom_ct
+    from medseg.benchmark.speed import benchmark_speed
+    from medseg.benchmark.subject import Subject
+
+    with tempfile.TemporaryDirectory(prefix="medseg-benchmark-") as folder, _lines(quiet=quiet) as say:
+        if architecture is None:
+            subject = Subject(bundle=bundle or DEFAULT_BUNDLE, overlap=overlap)
+        else:
+            window = _triple("--roi", roi or "96x96x96", int)
+            subject = _random(Path(folder), architecture, network, classes or 14, window, overlap)
+        scans = image or [Path(folder) / "phantom.nii.gz"]
+        if shape is not None:
+            say("making the scan")
+            save_phantom_ct(scans[0], shape, voxel)
+        report = benchmark_speed(
+            subject,
+            scans,
+            against=list(dict.fromkeys(against or ())),  # type: ignore[arg-type]  # checked above
+            device=device,
+            threads=threads or cores(),
+            repeat=repeat,
+            progress=say,
+        )
+    if target is not None:
+        write_bytes(target, report.to_json().encode())
+    _print_speed(report)
+    if target is not None:
+        print(f"figures: {target.path}")
+
+
+def _random(
+    folder: Path,
+    architecture: str,
+    network: str | None,
+    classes: int,
+    roi_size: tuple[int, int, int],
+    overlap: float | None,
+) -> Subject:
+    """A bundle with random weights in a folder, or `quant`."""
+    from medseg.benchmark.subject import QUANT, Subject, random_bundle
+
+    arguments = _object("--network", network)
+    if architecture == QUANT:
+        if arguments:
+            raise UsageError("--network", f"{QUANT} takes no arguments", "leave it out")
+        return Subject(quant_classes=classes, quant_roi_size=roi_size, overlap=overlap)
+    root = random_bundle(folder / f"{architecture}_random", architecture, arguments, classes=classes, roi_size=roi_size)
+    return Subject(bundle=str(root), overlap=overlap)
+
+
+def _print_speed(report: SpeedReport) -> None:
+    """Print a row for each pipeline, and for each baseline one of ratios."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shape, voxel = ("x".join(f"{value:g}" for value in row) for row in (report.image.shape, report.image.spacing))
+    print(f"{report.bundle.name} on {shape} voxels of {voxel} mm, {report.windows} windows")
+    print(f"{report.device}, {report.threads} threads, {report.cpu}, load {report.load}, torch {report.torch}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("median of " + str(len(report.runs)), no_wrap=True)
+    for column in ("wall s", "CPU s", "network s", "overhead s", "MiB", "changed", "lowest Dice", "mean Dice"):
+        table.add_column(column, justify="right", no_wrap=True)
+
+    def row(name: str, *values: str) -> None:
+        table.add_row(*(Text(value) for value in (name, *values)))
+
+    def figures(name: str, median: Any) -> None:
+        seconds = (median.wall_s, median.cpu_s, median.net_cpu_s, median.overhead_cpu_s)
+        row(name, *(f"{value:.2f}" for value in seconds), f"{median.above_imports_mib:.0f}")
+
+    figures("medseg", report.median)
+    for other in report.baselines:
+        if other.median is None or other.ratio is None or other.agreement is None:
+            continue
+        figures(f"{other.name} {other.version}", other.median)
+        ratio, same = other.ratio, other.agreement
+        found = (ratio.wall, ratio.cpu, None, ratio.overhead, ratio.peak_rss)
+        dice = ("-" if value is None else f"{value:.4f}" for value in (same.dice_min, same.dice_mean))
+        row("  ratio", *("" if one is None else f"{one:.2f}x" for one in found), f"{same.changed:.1e}", *dice)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(80, Console(width=1000).measure(table).maximum))
+    console.print(table)
+    for other in report.baselines:
+        if other.error is not None:
+            print(f"{other.name}: {other.error}")
+
+
+@contextlib.contextmanager
+def _lines(*, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Say on stderr what is under way: one line that is replaced on a terminal, none elsewhere."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False)
+    if quiet or not console.is_terminal:
+        yield lambda _text: None
+        return
+    with console.status("") as status:
+        yield lambda text: status.update(Text(text))
+
+
+def _object(option: str, text: str | None) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError as err:
+        raise UsageError(option, f"not JSON ({err})", "write it as '{\"feature_size\": 48}'") from err
+    if not isinstance(found, dict):
+        raise UsageError(option, f"{text} is not a JSON object", "write it as '{\"feature_size\": 48}'")
+    return found
+
+
+def _triple(option: str, text: str, kind: Any) -> Any:
+    """Three positive numbers from ``32x64x32``."""
+    number = r"\d{1,5}" if kind is int else r"\d{1,5}(?:\.\d+)?"
+    if re.fullmatch(rf"{number}x{number}x{number}", text):
+        found = tuple(kind(part) for part in text.split("x"))
+        if all(value > 0 for value in found):
+            return found
+    raise UsageError(option, f"{text!r} is not three positive numbers", "write it as 96x96x96")
