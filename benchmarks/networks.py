@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))  # the golden cases are read by the tests' own cod
 PLAIN = {
     "dformer": "explicit softmax, heads after the rearrangement",
     "dynunet": "MONAI's own forward, which is the same",
+    "mdpformer": "explicit softmax",
     "paratranscnn": "explicit softmax, last two convolutions one after the other",
     "swin_umamba": "scan step by step, instance norms",
     "swin_umamba_d": "scan step by step",

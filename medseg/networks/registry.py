@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _CLASSES = {
     "dformer": "medseg.networks.dformer:DFormer",
     "dynunet": "medseg.networks.dynunet:DynUNet",
+    "mdpformer": "medseg.networks.mdpformer:MDPFormer",
     "paratranscnn": "medseg.networks.paratranscnn:ParaTransCNN",
     "swin_umamba": "medseg.networks.swin_umamba:SwinUMamba",
     "swin_umamba_d": "medseg.networks.swin_umamba_d:SwinUMambaD",

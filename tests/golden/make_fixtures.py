@@ -30,6 +30,20 @@ CASES: dict[str, tuple[dict[str, Any], list[int]]] = {
         {"in_channels": 1, "out_channels": 3, "filters": [4, 6, 8, 12], "res_block": True, "deep_supervision": True},
         [1, 1, 48, 32, 40],
     ),
+    "mdpformer": (
+        {
+            "in_channels": 3,
+            "out_channels": 3,
+            "patient_classes": 4,
+            "channels": [4, 6, 8, 12],
+            "fold": True,
+            "hidden_size": 24,
+            "num_heads": 2,
+            "depths": [1, 2, 1],
+            "free_tokens": 3,
+        },
+        [1, 3, 32, 48, 64],
+    ),
     "paratranscnn": (
         {"n_channels": 3, "num_classes": 4, "heads": 4, "dim": 32, "depth": [1, 2, 1], "patch_size": 2},
         [1, 3, 64, 64],
@@ -138,7 +152,7 @@ def main() -> None:
         outputs, stored = {}, {}
         for index, result in enumerate(results):
             axes = result.ndim - 2
-            step = max(1, round((result.numel() / _STORED) ** (1 / axes)))
+            step = max(1, round((result.numel() / _STORED) ** (1 / max(axes, 1))))
             stride = [1, 1, *[step] * axes]
             outputs[f"out{index}"] = {"shape": list(result.shape), "stride": stride}
             stored[f"out{index}"] = strided(result.numpy(), stride)

@@ -40,6 +40,7 @@ class Tiny:
 TINY = {
     "dformer": Tiny({"embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}, rate=4e-3),
     "dynunet": Tiny({"filters": [4, 8, 12]}, rate=4e-3),
+    "mdpformer": Tiny({"channels": [8, 12, 16], "fold": True}, rate=1e-2),
     "paratranscnn": Tiny(
         {"dim": 16, "heads": 2, "depth": [1, 1, 1], "cnn_width": 8, "cnn_blocks": [1, 1, 1, 1]},
         settings={"batch_size": 4},
