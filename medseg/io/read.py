@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import InputError
+from medseg.errors import InputError, UsageError
 from medseg.io import geometry, nifti
 from medseg.io.files import HEAD, open_regular, read_head, sniff, split_suffix
 from medseg.io.stream import Stream
@@ -23,40 +24,54 @@ log = logging.getLogger(__name__)
 GRID_TOLERANCE = 0.01
 """Largest distance, in voxels, between the corners of the grids of files that make up one scan."""
 
-_DICOM = "convert the series to NIfTI first, e.g. with dcm2niix"
-
 
 def read_volume(
-    path: str | Path | Sequence[str | Path], *, channels: int | None = None, volume_index: int | None = None
+    path: str | Path | Sequence[str | Path],
+    *,
+    channels: int | None = None,
+    volume_index: int | None = None,
+    series: str | None = None,
+    fix_gantry_tilt: bool = False,
 ) -> Volume:
     """Read a scan; the reader is chosen by the file's first bytes.
 
     Args:
-        path: one file (x, y, z) or (x, y, z, channels), or several files on one grid that are one channel each.
+        path: one file (x, y, z) or (x, y, z, channels), a DICOM folder or zip archive, or several of these on one
+            grid that are one channel each.
         channels: how many channels the bundle takes; None accepts what is there.
         volume_index: take this one volume of (x, y, z, volumes), counted from 0.
+        series: which DICOM series: its number in the list, its UID, or the beginning or end of it.
+        fix_gantry_tilt: resample a sheared DICOM series to right angles instead of refusing it.
 
     Returns:
         The scan; data (C, X, Y, Z) float32, finite.
 
     Raises:
         InputError: missing, damaged, unsupported or implausible; or not as many channels as wanted.
-        UsageError: `volume_index` is out of range.
+        UsageError: `volume_index` is out of range, or `series` fits nothing.
         MemoryBudgetError: the voxels do not fit into memory.
     """
     paths = [Path(path)] if isinstance(path, str | Path) else [Path(one) for one in path]
     if not paths:
         raise ValueError("at least one file is needed")
     digest = hashlib.sha256()
+
+    def one_volume(one: Path, channels: int | None) -> Volume:
+        reader = _reader(one)
+        extra: dict[str, Any] = {}
+        if reader.__name__ == "medseg.io.dicom":
+            extra = {"series": series, "fix_gantry_tilt": fix_gantry_tilt}
+        elif series is not None or fix_gantry_tilt:
+            raise UsageError("--series, --fix-gantry-tilt", f"{one} is not DICOM", "leave it out")
+        volume: Volume = reader.read(one, channels=channels, volume_index=volume_index, digest=digest, **extra)
+        return volume
+
     if len(paths) == 1:
-        only: Volume = _reader(paths[0]).read(paths[0], channels=channels, volume_index=volume_index, digest=digest)
-        return only
+        return one_volume(paths[0], channels)
     if channels is not None and len(paths) != channels:
         takes = f"{len(paths)} files; the bundle takes {channels} channel{'s' if channels > 1 else ''}"
         raise InputError(paths[0], takes, "give one file for each channel")
-    volumes: list[Volume] = [
-        _reader(one).read(one, channels=1, volume_index=volume_index, digest=digest) for one in paths
-    ]
+    volumes = [one_volume(one, 1) for one in paths]
     first = volumes[0]
     for one, other in zip(paths[1:], volumes[1:], strict=True):
         _check_same_grid(paths[0], first, one, other)
@@ -101,6 +116,10 @@ def _reader(path: Path) -> Any:
     Raises:
         InputError: no regular file, or no format that medseg reads.
     """
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a name is too long
+        from medseg.io import dicom
+
+        return dicom
     suffix = split_suffix(path)[1].lower()
     if suffix in {".img", ".img.gz"}:  # voxels only: the header lies beside it
         open_regular(path).close()
@@ -119,13 +138,43 @@ def _reader(path: Path) -> Any:
         from medseg.io import itk
 
         return itk
-    if kind == "dicom" or suffix == ".dcm":
-        raise InputError(path, "DICOM is not read by this version", _DICOM)
-    if kind == "a zip archive":
-        raise InputError(path, "a zip archive; DICOM archives are not read by this version", _DICOM)
+    if kind in {"dicom", "a zip archive"}:
+        from medseg.io import dicom
+
+        return dicom
     if kind:
-        raise InputError(path, kind + ", not a scan", "give a NIfTI, MetaImage or NRRD volume")
-    raise InputError(path, _no_format(suffix, head), "give a NIfTI, MetaImage or NRRD volume")
+        raise InputError(path, kind + ", not a scan", "give a DICOM series, NIfTI, MetaImage or NRRD volume")
+    raise InputError(path, _no_format(suffix, head), "give a DICOM series, NIfTI, MetaImage or NRRD volume")
+
+
+def is_dicom_input(path: Path) -> bool:
+    """Whether `read_volume` would take a path for DICOM.
+
+    Raises:
+        InputError: as `read_volume`.
+    """
+    return str(_reader(path).__name__) == "medseg.io.dicom"
+
+
+def check_referable(path: Path, series: str | None) -> None:
+    """Refuse, before the work begins, a scan that DICOM outputs could not refer to.
+
+    Args:
+        path: as for `read_volume`.
+        series: as for `read_volume`.
+
+    Raises:
+        UsageError: the scan is not DICOM.
+        InputError: its identifiers were removed; or as `read_volume`.
+    """
+    if not is_dicom_input(path):
+        raise UsageError("--dicom-seg, --rtstruct", f"{path} is not DICOM", "they refer to the images of a DICOM scan")
+    from medseg.io import dicom
+    from medseg.io.series import choose_series
+
+    if not choose_series(dicom.listed(path), series, path).referable:
+        problem = "identifiers are missing (Study, Series, SOP Instance or SOP Class UID)"
+        raise InputError(path, problem + ", which DICOM SEG and RTSTRUCT refer to", "write NIfTI instead")
 
 
 def _no_format(suffix: str, head: bytes) -> str:
@@ -139,6 +188,7 @@ def _no_format(suffix: str, head: bytes) -> str:
         ".mhd": "MetaImage",
         ".nrrd": "NRRD",
         ".nhdr": "NRRD",
+        ".dcm": "DICOM",
     }
     if not head:
         return "nothing but an empty gzip stream"

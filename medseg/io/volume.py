@@ -11,15 +11,39 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
+class DicomFrames:
+    """The images that a DICOM volume was read from; their headers stay on disk.
+
+    Attributes:
+        files: file of each slice along the third axis, relative to the folder or archive; "." when the path itself is
+            the file.
+        numbers: frame of each slice in its file, counted from 0.
+        shape: (X, Y, Z) of the images.
+        affine: of the images to RAS mm; not the volume's when a gantry tilt was taken out.
+        modality: "CT", "MR", ...
+        referable: whether the images have all identifiers that another DICOM object needs to refer to them.
+    """
+
+    files: tuple[Path, ...]
+    numbers: tuple[int, ...]
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    modality: str
+    referable: bool
+
+
+@dataclass(frozen=True)
 class Source:
     """Where a volume came from.
 
     Attributes:
-        path: the file as the user named it (the first, when several make up the channels).
-        format: "nifti", "itk", ...
-        header: what the writer copies geometry from (a nibabel header for NIfTI, else None).
-        sha256: digest of the file's bytes, hexadecimal; of all files in order when there are several.
+        path: the file or folder as the user named it (the first, when several make up the channels).
+        format: "nifti", "itk" or "dicom".
+        header: what the writer copies geometry from (a nibabel header), None when the affine is enough.
+        sha256: digest of the file's bytes, hexadecimal; of all files in order when there are several. Of a DICOM
+            series the digest of its files' sorted hexadecimal digests.
         warnings: what the reader had to assume or replace, one sentence each; no patient identity.
+        dicom: the images, for a DICOM volume.
     """
 
     path: Path
@@ -27,6 +51,7 @@ class Source:
     header: Any = None
     sha256: str = ""
     warnings: tuple[str, ...] = ()
+    dicom: DicomFrames | None = None
 
 
 @dataclass(frozen=True)

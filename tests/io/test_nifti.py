@@ -272,7 +272,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "jpeg.nii": (lambda: b"\xff\xd8\xff\xe0" + bytes(500), "JPEG"),
     "random.nii": (lambda: np.random.default_rng(1).bytes(4000), "not those of a NIfTI"),
     "random.nii.gz": (lambda: gzip.compress(np.random.default_rng(1).bytes(4000)), "not those of a NIfTI"),
-    "dicom.dcm": (lambda: bytes(128) + b"DICM" + bytes(100), "DICOM is not read"),
+    "dicom.dcm": (lambda: bytes(128) + b"DICM" + bytes(100), "no volume"),
     "archive.zip": (lambda: b"PK\x03\x04" + bytes(100), "zip"),
     "short_header.nii": (lambda: good()[:200], "header ends after 200"),
     "truncated.nii.gz": (lambda: gzip.compress(long())[:-60], "ends early"),

@@ -1,0 +1,277 @@
+"""DICOM series: a folder, one multi-frame file, or a zip archive of either, as one volume."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.errors import InputError, MemoryBudgetError
+from medseg.io import checks, geometry
+from medseg.io.archive import is_archive, unpacked
+from medseg.io.pixels import PixelError, stored_values
+from medseg.io.series import Contents, Frame, Series, choose_series, list_series, public_name
+from medseg.io.stack import TILT_DEGREES, Stack, stack
+from medseg.io.volume import DicomFrames, Source, Volume
+
+log = logging.getLogger(__name__)
+
+_QUANTITIES = {"CT", "PT"}
+"""Modalities whose rescaled values have a unit, so that MONOCHROME1 says only how to show them."""
+
+
+def read(
+    path: Path,
+    *,
+    channels: int | None = None,
+    volume_index: int | None = None,
+    digest: hashlib._Hash,
+    series: str | None = None,
+    fix_gantry_tilt: bool = False,
+) -> Volume:
+    """Read one series.
+
+    Args:
+        path: a folder, searched with all below it; a multi-frame file; or a zip archive.
+        channels: how many channels are wanted; None accepts what is there.
+        volume_index: take this one volume of a 4D series, counted from 0.
+        digest: updated with the sorted SHA-256 of the files that are read.
+        series: which series, see `medseg.io.series.choose_series`.
+        fix_gantry_tilt: resample a sheared series to right angles instead of refusing it.
+
+    Returns:
+        The scan; data (C, X, Y, Z) float32 with X along the columns, Y along the rows and Z along the slices' normal.
+
+    Raises:
+        InputError: no volume or several, damaged, unsupported, or slices that make no grid.
+        UsageError: `series` or `volume_index` fits nothing.
+        MemoryBudgetError: the voxels do not fit into memory.
+    """
+    with opened(path) as root:
+        contents = list_series(root, path)
+        chosen = choose_series(contents, series, path)
+        found = stack(chosen.frames, root, path)
+        _check_tilt(path, found, fix=fix_gantry_tilt)
+        _check_units(path, chosen)
+        wanted = _wanted(path, found, channels, volume_index)
+        warnings = [*_left_out(contents, chosen), *found.warnings]
+        if not fix_gantry_tilt:
+            warnings += checks.check_grid(path, found.shape, found.affine)
+        frames = [found.volumes[number] for number in wanted]
+        data = _voxels(root, path, frames, found.shape, digest, invert=_inverts(chosen, warnings))
+    warnings += checks.make_finite(path, data)
+    affine, shear = found.affine, (0.0, 0.0)
+    if fix_gantry_tilt and found.tilt_degrees > TILT_DEGREES:
+        shear = _shear(found.affine)
+        data, affine = _straightened(data, found.affine, shear)
+        warnings += [
+            f"a gantry tilt of {found.tilt_degrees:.1f} degrees was resampled to right angles",
+            *checks.check_grid(path, data.shape[1:], affine),
+        ]
+    origin = DicomFrames(
+        files=tuple(frame.path.relative_to(root) if root.is_dir() else Path() for frame in frames[0]),
+        numbers=tuple(frame.number for frame in frames[0]),
+        shape=found.shape,
+        affine=found.affine,
+        modality=chosen.modality,
+        referable=chosen.referable,
+    )
+    log.debug("%s: shape %s, spacing %s mm", path, found.shape, geometry.spacing(affine))
+    header = _nifti_header(data.shape[1:], affine)
+    return Volume(data, affine, Source(path, "dicom", header, digest.hexdigest(), tuple(warnings), origin))
+
+
+def read_labels(path: Path) -> tuple[NDArray[np.integer], geometry.Affine]:
+    """Refuse: label maps are read from NIfTI, MetaImage and NRRD.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(path, "label maps are not read from DICOM", "give a NIfTI, MetaImage or NRRD label map")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Path]:
+    """The folder or file to read: the path itself, or where its archive is unpacked while the block lasts.
+
+    Raises:
+        InputError: a damaged or dangerous archive.
+    """
+    if path.is_dir() or not is_archive(path):
+        yield path
+    else:
+        with unpacked(path) as folder:
+            yield folder
+
+
+def on_source_grid(labels: NDArray[np.integer], volume: Volume) -> NDArray[np.integer]:
+    """Labels (X, Y, Z) of a volume on the grid of the images it was read from.
+
+    The same array, unless a gantry tilt was taken out: then each voxel of the images gets the nearest label.
+    """
+    origin = volume.source.dicom
+    if origin is None or np.array_equal(origin.affine, volume.affine):
+        return labels
+    result = np.zeros(origin.shape, dtype=labels.dtype)
+    to_index = np.linalg.inv(volume.affine) @ origin.affine
+    for z in range(origin.shape[2]):
+        # The axes are parallel within a slice, so that each index depends on one other alone.
+        x = np.rint(np.arange(origin.shape[0]) + to_index[0, 2] * z + to_index[0, 3]).astype(int)
+        y = np.rint(np.arange(origin.shape[1]) + to_index[1, 2] * z + to_index[1, 3]).astype(int)
+        result[:, :, z] = labels[np.clip(x, 0, labels.shape[0] - 1)][:, np.clip(y, 0, labels.shape[1] - 1), z]
+    return result
+
+
+def _check_tilt(path: Path, found: Stack, *, fix: bool) -> None:
+    if found.tilt_degrees > TILT_DEGREES and not fix:
+        problem = f"gantry tilt: slices are shifted by {found.tilt_degrees:.1f} degrees against their normal"
+        raise InputError(path, problem, "use --fix-gantry-tilt to resample them to right angles")
+
+
+def _check_units(path: Path, series: Series) -> None:
+    """Refuse CT without the way to Hounsfield units."""
+    lacking = sum(frame.rescale is None for frame in series.frames)
+    if series.modality == "CT" and lacking:
+        problem = f"{lacking} of {len(series.frames)} CT images have no RescaleSlope and RescaleIntercept (0028,1053)"
+        raise InputError(path, problem + ", so no Hounsfield units", "export the series again")
+
+
+def _wanted(path: Path, found: Stack, channels: int | None, volume_index: int | None) -> list[int]:
+    """Which volumes of the series become channels."""
+    count = len(found.volumes)
+    if count > 1 and channels == 1 and volume_index is None:
+        problem = f"{count} volumes in one series that differ in {found.trait}; the bundle takes 1 channel"
+        raise InputError(path, problem, f"choose one with --volume N, 0 to {count - 1}")
+    shape = found.shape if count == 1 else (*found.shape, count)
+    return checks.wanted_volumes(path, shape, channels, volume_index)
+
+
+def _left_out(contents: Contents, chosen: Series) -> list[str]:
+    found = contents.left_out()
+    others = len(contents.volumes) - 1
+    if others:
+        found.append(f"{others} other series left out; the chosen one is {chosen.summary}")
+    return found
+
+
+def _inverts(series: Series, warnings: list[str]) -> bool:
+    """Whether the stored values are to be exchanged, small against large; a warning says so."""
+    if not any(frame.inverted for frame in series.frames):
+        return False
+    if series.modality in _QUANTITIES:
+        return False
+    if not all(frame.inverted for frame in series.frames):
+        warnings.append("only some images are MONOCHROME1; all are read as MONOCHROME2")
+        return False
+    warnings.append("MONOCHROME1: values were inverted, so that large ones are bright")
+    return True
+
+
+def _voxels(
+    root: Path,
+    path: Path,
+    volumes: Sequence[Sequence[Frame]],
+    shape: tuple[int, int, int],
+    digest: hashlib._Hash,
+    *,
+    invert: bool,
+) -> NDArray[np.float32]:
+    """Decode and rescale all frames, each file read once; (C, X, Y, Z)."""
+    try:
+        data = np.empty((len(volumes), *shape), dtype=np.float32)
+    except MemoryError as err:
+        raise MemoryBudgetError(path, f"shape {shape} does not fit into memory", "use a machine with more") from err
+    files: dict[Path, list[tuple[int, int, Frame]]] = {}
+    for channel, frames in enumerate(volumes):
+        for z, frame in enumerate(frames):
+            files.setdefault(frame.path, []).append((channel, z, frame))
+    digests = []
+    for file, members in files.items():
+        try:
+            raw = file.read_bytes()
+        except OSError as err:
+            named = public_name(file, root, path)
+            raise InputError(path, f"{named} cannot be read ({err.strerror})", "check its permissions") from err
+        digests.append(hashlib.sha256(raw).hexdigest())
+        try:
+            values = stored_values(raw, invert=invert)
+        except PixelError as err:
+            raise InputError(path, f"{public_name(file, root, path)}: {err}", "copy or export it again") from err
+        for channel, z, frame in members:
+            slope, intercept = frame.rescale or (1.0, 0.0)
+            data[channel, :, :, z] = (values[frame.number] * slope + intercept).T
+    digest.update("".join(sorted(digests)).encode())
+    return data
+
+
+def _shear(affine: geometry.Affine) -> tuple[float, float]:
+    """Voxels along X and Y by which each slice is shifted against the one before, beyond the normal."""
+    sizes = geometry.spacing(affine)
+    x, y = affine[:3, 0] / sizes[0], affine[:3, 1] / sizes[1]
+    return float(affine[:3, 2] @ x / sizes[0]), float(affine[:3, 2] @ y / sizes[1])
+
+
+def _straightened(
+    data: NDArray[np.float32], affine: geometry.Affine, shear: tuple[float, float]
+) -> tuple[NDArray[np.float32], geometry.Affine]:
+    """Shift each slice by its part of the shear, linearly interpolated, on a grid that holds all of them.
+
+    Args:
+        data: (C, X, Y, Z).
+        affine: of that grid.
+        shear: voxels from slice to slice along X and Y.
+
+    Returns:
+        The volume at right angles, filled up with its smallest value, and its affine.
+    """
+    from scipy.ndimage import affine_transform
+
+    channels, x, y, z = data.shape
+    ends = [step * (z - 1) for step in shear]
+    low = [int(np.floor(min(0.0, end))) for end in ends]
+    grown = [int(np.ceil(max(0.0, end))) - first for end, first in zip(ends, low, strict=True)]
+    result = np.empty((channels, x + grown[0], y + grown[1], z), dtype=np.float32)
+    for channel in range(channels):
+        smallest = float(data[channel].min())
+        for k in range(z):
+            # Slice k lies k * shear voxels further on than slice 0.
+            # Rounded, so that the last bit does not push an outermost voxel out of the image.
+            offset = [round(first - k * step, 6) for first, step in zip(low, shear, strict=True)]
+            result[channel, :, :, k] = affine_transform(
+                data[channel, :, :, k], (1, 1), offset, result.shape[1:3], order=1, mode="constant", cval=smallest
+            )
+    straight = np.array(affine)
+    straight[:3, 2] -= affine[:3, 0] * shear[0] + affine[:3, 1] * shear[1]
+    straight[:3, 3] = geometry.world(affine, (low[0], low[1], 0))
+    return result, straight
+
+
+def _nifti_header(shape: Sequence[int], affine: geometry.Affine) -> Any:
+    """A NIfTI header with sform and, where the axes are at right angles, qform, for label maps of the series."""
+    from nibabel.nifti1 import Nifti1Header
+
+    header_class: Any = Nifti1Header
+    header = header_class()
+    header.set_data_shape(tuple(shape))
+    header.set_zooms(geometry.spacing(affine))
+    header.set_sform(affine, code=1)
+    if geometry.is_orthogonal(affine):
+        header.set_qform(affine, code=1)
+    header.set_xyzt_units("mm")
+    return header
+
+
+def listed(path: Path) -> Contents:
+    """The series and other objects of a folder, file or archive, in the order that ``--series`` counts.
+
+    Raises:
+        InputError: no DICOM, or a damaged or dangerous archive.
+    """
+    with opened(path) as root:
+        return list_series(root, path)
