@@ -47,6 +47,7 @@ class Entry(BaseModel):
         seconds: wall time of each stage.
         volumes_ml: label name to volume.
         warnings: as in the record.
+        quality: score and predicted_dice, where uncertainty was asked for.
         code: exit code of the failure.
         message: the failure in one line.
     """
@@ -67,6 +68,7 @@ class Entry(BaseModel):
     seconds: dict[str, float] = Field(default_factory=dict)
     volumes_ml: dict[str, float] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    quality: dict[str, float] = Field(default_factory=dict)
     code: int = 0
     message: str = ""
 

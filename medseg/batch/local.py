@@ -8,7 +8,7 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from medseg.batch.cases import Case
 from medseg.batch.journal import Entry
 from medseg.batch.worker import MEMORY, OnEntry, ReadScan, Settings, Worker
-from medseg.bundles.load import load_bundle
+from medseg.bundles.ensemble import load_ensemble
 from medseg.errors import Interrupted, MedsegError, MemoryBudgetError
 
 if TYPE_CHECKING:
@@ -295,14 +295,21 @@ class _Process:
         return alive, messages
 
 
-def make_worker(bundle: Path, settings: Settings, output: Path, token: str) -> Worker:
-    """A worker with its model in memory, for a process of its own.
+def make_worker(
+    bundle: Path | Sequence[Path],
+    settings: Settings,
+    output: Path,
+    token: str,
+    *,
+    weights: Sequence[float] | None = None,
+) -> Worker:
+    """A worker with its models in memory, for a process of its own.
 
     Raises:
-        BundleError: the bundle cannot be loaded.
+        BundleError: a bundle cannot be loaded.
     """
-    worker = Worker(load_bundle(bundle), settings, output, token=token)
-    worker.bundle.network()
+    worker = Worker(load_ensemble(bundle, weights), settings, output, token=token)
+    worker.load()
     return worker
 
 

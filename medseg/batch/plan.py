@@ -109,7 +109,11 @@ class Planner:
         self, case: Case, history: History | None, inputs: set[tuple[int, int] | str]
     ) -> list[tuple[Path, str]]:
         """Files that the case would replace and that are not its own, each with the reason."""
-        places = outputs_beside(labels_path(self.output, case.name), probabilities=self.settings.probabilities)
+        places = outputs_beside(
+            labels_path(self.output, case.name),
+            probabilities=self.settings.probabilities,
+            uncertainty=self.settings.uncertainty,
+        )
         found = []
         for kind, path in places.paths().items():
             if not os.path.lexists(path):

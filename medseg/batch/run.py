@@ -20,7 +20,7 @@ from medseg.batch.plan import Plan, Planner, make_folders
 from medseg.batch.pool import Pool, drive
 from medseg.batch.summary import NAMES, Summary, summarize
 from medseg.batch.worker import Settings, Worker
-from medseg.bundles.load import Bundle, load_bundle
+from medseg.bundles.ensemble import Ensemble, Loadable, load_ensemble
 from medseg.bundles.locate import DEFAULT_BUNDLE
 from medseg.errors import BundleError, OutputError, UsageError
 
@@ -80,7 +80,8 @@ def run_batch(
     inputs: Sequence[str | Path],
     output: str | Path,
     *,
-    bundle: str | Path | Bundle = DEFAULT_BUNDLE,
+    bundle: Loadable | Sequence[Loadable] = DEFAULT_BUNDLE,
+    weights: Sequence[float] | None = None,
     settings: Settings | None = None,
     workers: Workers | None = None,
     recursive: bool = False,
@@ -95,7 +96,8 @@ def run_batch(
     Args:
         inputs: folders, patterns, volumes and CSV manifests; see `find_cases`.
         output: the batch's folder, made when its parent exists.
-        bundle: a bundle's name or folder, or a bundle from `load_bundle`.
+        bundle: a bundle's name or folder, or a bundle from `load_bundle`; several are averaged.
+        weights: a positive number for each of several bundles; None: all the same.
         settings: what is asked of every case.
         workers: where the work is done.
         recursive: also search subfolders of the inputs.
@@ -114,7 +116,7 @@ def run_batch(
     """
     begin = time.perf_counter()
     settings, workers, listener = settings or Settings(), workers or Workers(), listener or Silence()
-    loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    loaded = load_ensemble(bundle, weights)
     _check(loaded, settings, workers)
     folder = Path(output).absolute()
     found = find_cases(inputs, channels=loaded.spec.in_channels, recursive=recursive, output=folder)
@@ -179,7 +181,7 @@ def run_batch(
         return close()
 
 
-def _check(bundle: Bundle, settings: Settings, workers: Workers) -> None:
+def _check(bundle: Ensemble, settings: Settings, workers: Workers) -> None:
     """Refuse what would fail for every case, before the first one.
 
     Raises:
@@ -188,10 +190,11 @@ def _check(bundle: Bundle, settings: Settings, workers: Workers) -> None:
     """
     if settings.overlap is not None and not 0 <= settings.overlap < 1:
         raise UsageError("--overlap", f"{settings.overlap} is not in [0, 1)", "0.5 is usual")
-    if settings.tta and not bundle.spec.mirror_axes:
+    if settings.tta and not any(member.bundle.spec.mirror_axes for member in bundle.members):
         raise UsageError("--tta", f"{bundle.name} allows no flips", "run it without --tta")
-    if bundle.weights is None:
-        raise BundleError(bundle.name, "has no weights", bundle.how_to_get_weights())
+    for one in (member.bundle for member in bundle.members):
+        if one.weights is None:
+            raise BundleError(one.name, "has no weights", one.how_to_get_weights())
     if workers.count is not None and workers.count < 1:
         raise UsageError("--workers", f"{workers.count} is not a number of workers", "1 or more")
     if workers.engine == "ray":
@@ -239,9 +242,10 @@ def _description(worker: Worker, *, cases: int, todo: int) -> dict[str, object]:
 def _pool(worker: Worker, workers: Workers, todo: Sequence[Case], token: str) -> Pool | None:
     """The workers; None when this process is to do the work itself."""
     if workers.engine == "local" and (workers.count or 1) == 1:
-        worker.bundle.network()  # a network that cannot be loaded fails here, not once for each case
+        worker.load()  # a network that cannot be loaded fails here, not once for each case
         return None
-    factory = functools.partial(make_worker, worker.bundle.root.absolute(), worker.settings, worker.output, token)
+    bundles, weights = worker.bundle.source()
+    factory = functools.partial(make_worker, bundles, worker.settings, worker.output, token, weights=weights)
     if workers.engine == "local":
         return ProcessPool(factory, min(workers.count or 1, len(todo)))
     from medseg.batch.ray import RayPool

@@ -29,6 +29,8 @@ from medseg.io.write import OutputSet, Target
 
 NAMES = ("summary.csv", "summary.json")
 
+_QUALITY = ("score", "predicted_dice")
+
 Status = Literal["done", "failed", "interrupted", "waiting"]
 
 _ERRORS = {
@@ -46,6 +48,7 @@ class CaseSummary(BaseModel):
         earlier: whether an earlier run computed it, and this one left it as it was.
         seconds: time spent on it, None when unknown.
         volumes_ml: label name to volume.
+        quality: score and predicted_dice, where uncertainty was asked for.
         warnings: as in the case's record.
         code: exit code of the failure, 0 when there is none.
         message: the failure in one line.
@@ -59,6 +62,7 @@ class CaseSummary(BaseModel):
     earlier: bool = False
     seconds: float | None = None
     volumes_ml: dict[str, float] = Field(default_factory=dict)
+    quality: dict[str, float] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     code: int = 0
     message: str = ""
@@ -109,18 +113,20 @@ class Summary(BaseModel):
         return kind(self.output, problem, remedy)
 
     def to_csv(self) -> str:
-        """A row for each case: status, code, seconds, volumes in ml, warnings, message."""
+        """A row for each case: status, code, seconds, volumes in ml, score, predicted Dice, warnings, message."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         volumes = [f"{name}_ml" for name in self.labels]
+        quality = [name for name in _QUALITY if any(name in case.quality for case in self.cases)]
         writer.writerow(
-            ["case", "status", "earlier", "code", "seconds", *volumes, "warnings", "message", "labels_file"]
+            ["case", "status", "earlier", "code", "seconds", *volumes, *quality, "warnings", "message", "labels_file"]
         )
         for case in self.cases:
             writer.writerow(
                 [case.case, case.status, "yes" if case.earlier else "no", case.code]
                 + ["" if case.seconds is None else f"{case.seconds:.3f}"]
                 + [case.volumes_ml.get(name, "") for name in self.labels]
+                + [case.quality.get(name, "") for name in quality]
                 + ["; ".join(case.warnings), case.message, case.outputs.get("labels", "")]
             )
         return text.getvalue()
@@ -184,6 +190,7 @@ def _row(case: Case, now: Entry | None, before: Entry | None) -> CaseSummary:
         earlier=now is None,
         seconds=round(sum(entry.seconds.values()), 3) if entry.seconds else None,
         volumes_ml=entry.volumes_ml,
+        quality=entry.quality,
         warnings=entry.warnings,
         code=entry.code,
         message=entry.message,

@@ -20,12 +20,14 @@ from medseg.batch.cases import Case
 from medseg.batch.fingerprint import Fingerprint, fingerprint, sha256_of_files
 from medseg.batch.journal import Entry, Event, OutputFile
 from medseg.batch.lock import holds
+from medseg.bundles.ensemble import Ensemble, Member, load_ensemble
 from medseg.bundles.load import Bundle
 from medseg.errors import InputError, MedsegError, OutputError
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from medseg.inference.record import Record
     from medseg.inference.run import Progress, Result
     from medseg.io.volume import Volume
     from medseg.report.outputs import Outputs
@@ -36,7 +38,6 @@ MEMORY = 5
 """Exit code of a case that did not fit into memory; such a case is tried once more alone."""
 
 _ERRORS_LOG = "internal-errors.log"
-_CONFIGS = ("configs/metadata.json", "configs/inference.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Settings:
     tta: bool = False
     probabilities: bool = False
     force: bool = False
+    uncertainty: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,14 @@ class Key:
     settings_sha256: str
 
     @classmethod
-    def of(cls, bundle: Bundle, settings: Settings) -> Key:
-        """The key of a bundle and what is asked of it.
+    def of(cls, bundle: Ensemble, settings: Settings) -> Key:
+        """The key of a bundle, or of several, and what is asked of it.
 
         The device is left out, so that a run begun on a cluster may end on a laptop; so is --force, which decides
         whether a scan is computed and not what comes out.
         """
         asked = {name: value for name, value in asdict(settings).items() if name not in {"device", "force"}}
-        configs = sha256_of_files([bundle.root / name for name in _CONFIGS])
+        configs = sha256_of_files(bundle.configs())
         text = json.dumps({"configs": configs, **asked}, sort_keys=True)
         return cls(bundle.sha256, hashlib.sha256(text.encode()).hexdigest())
 
@@ -114,14 +116,16 @@ class Worker:
     `read`, `compute` and `write` may run in threads of their own, for different cases at a time.
 
     Args:
-        bundle: the bundle.
+        bundle: the bundle, or several that are averaged.
         settings: what is asked of every case.
         output: the batch's folder.
         token: the run's; given to worker processes, which stop writing when another run has taken over.
     """
 
-    def __init__(self, bundle: Bundle, settings: Settings, output: Path, *, token: str = "") -> None:
-        self.bundle = ResidentBundle.of(bundle)
+    def __init__(self, bundle: Bundle | Ensemble, settings: Settings, output: Path, *, token: str = "") -> None:
+        together = load_ensemble(bundle)
+        members = (Member(ResidentBundle.of(member.bundle), member.weight) for member in together.members)
+        self.bundle = replace(together, members=tuple(members))
         self.settings = settings
         self.output = output
         self.token = token
@@ -129,11 +133,24 @@ class Worker:
         self._computing, self._writing = threading.Lock(), threading.Lock()
         self._stopped = False
 
+    def load(self) -> None:
+        """Bring every network into memory.
+
+        Raises:
+            BundleError: one cannot be loaded.
+        """
+        for member in self.bundle.members:
+            member.bundle.network()
+
     def places(self, case: Case) -> Outputs:
         """Where the outputs of a case go."""
         from medseg.report.outputs import outputs_beside
 
-        return outputs_beside(labels_path(self.output, case.name), probabilities=self.settings.probabilities)
+        return outputs_beside(
+            labels_path(self.output, case.name),
+            probabilities=self.settings.probabilities,
+            uncertainty=self.settings.uncertainty,
+        )
 
     def read(self, case: Case) -> ReadScan:
         """Read a case's scan.
@@ -175,9 +192,8 @@ class Worker:
         begin = time.perf_counter()
         places = self.places(case)
         record = write_outputs(result, places).record
-        outputs = {
-            kind: OutputFile(name=path.name, sha256=sha256_of_files([path])) for kind, path in places.paths().items()
-        }
+        paths = {kind: path for kind, path in places.paths().items() if kind in record.outputs}
+        outputs = {kind: OutputFile(name=path.name, sha256=sha256_of_files([path])) for kind, path in paths.items()}
         return self._entry(
             "done",
             case,
@@ -188,6 +204,7 @@ class Worker:
             seconds=record.seconds | {"write": round(time.perf_counter() - begin, 3)},
             volumes_ml={label.name: label.volume_ml for label in record.labels},
             warnings=record.warnings,
+            quality=_quality(record),
         )
 
     def failed(self, case: Case, error: Exception) -> Entry:
@@ -233,6 +250,7 @@ class Worker:
         seconds: Mapping[str, float] | None = None,
         volumes_ml: Mapping[str, float] | None = None,
         warnings: tuple[str, ...] = (),
+        quality: Mapping[str, float] | None = None,
         code: int = 0,
         message: str = "",
     ) -> Entry:
@@ -250,9 +268,19 @@ class Worker:
             seconds=dict(seconds or {}),
             volumes_ml=dict(volumes_ml or {}),
             warnings=warnings,
+            quality=dict(quality or {}),
             code=code,
             message=message,
         )
+
+
+def _quality(record: Record) -> dict[str, float]:
+    """How good the segmentation is likely to be, rounded to what such numbers are worth."""
+    sure = record.uncertainty
+    if sure is None:
+        return {}
+    predicted = {} if sure.predicted_dice is None else {"predicted_dice": round(sure.predicted_dice.mean, 4)}
+    return {"score": round(sure.score, 4), **predicted}
 
 
 def labels_path(output: Path, name: str) -> Path:

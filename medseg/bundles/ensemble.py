@@ -92,6 +92,12 @@ class Ensemble:
         """What holds for the result: the bundle's own calibration where it is alone, else the ensemble's."""
         return self.spec.calibration if self.alone else self.calibration
 
+    def source(self) -> tuple[list[Path], list[float] | None]:
+        """The folders and weights from which `load_ensemble` makes the same again."""
+        if self.root is not None:
+            return [self.root.absolute()], None
+        return [member.bundle.root.absolute() for member in self.members], [member.weight for member in self.members]
+
     def configs(self) -> list[Path]:
         """The configuration files that decide the result."""
         roots = [member.bundle.root for member in self.members]
@@ -173,7 +179,8 @@ def make_ensemble(
         shutil.rmtree(aside, ignore_errors=True)
         (aside / "configs").mkdir(parents=True)
         (aside / "docs").mkdir()
-        for file, content in (("metadata.json", _metadata(name, together)), ("inference.json", _inference(together))):
+        configs = _metadata(name, together), _inference(members, weights or [1.0] * len(members))
+        for file, content in zip(("metadata.json", "inference.json"), configs, strict=True):
             (aside / "configs" / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (aside / "docs" / "README.md").write_text(_readme(name, together), encoding="utf-8")
         (aside / "LICENSE").write_text(
@@ -204,17 +211,17 @@ def _load_one(bundle: Loadable) -> Ensemble:
 def _load_kept(root: Path) -> Ensemble:
     """An ensemble bundle, its members found by their names and held against what was recorded of them."""
     check_manifest(root, names=_CONFIGS)
-    metadata, where = read_json(root / _CONFIGS[0]), root / _CONFIGS[1]
-    name = root.resolve().name
+    metadata, listed, name = read_json(root / _CONFIGS[0]), listed_members(root), root.resolve().name
     try:
         own = metadata.get("medseg", {})
-        listed = [(str(one["bundle"]), float(one["weight"])) for one in read_json(where)[ENSEMBLE]["members"]]
         recorded = {str(one["bundle"]): str(one["weights_sha256"]) for one in own["members"]}
-        if not 2 <= len(listed) <= _MAX_MEMBERS or {bundle for bundle, _ in listed} != set(recorded):
-            raise ValueError(f"{len(listed)} members, {len(recorded)} of them with a SHA-256 in metadata.json")
+        if {bundle for bundle, _ in listed} != set(recorded):
+            raise ValueError(f"the SHA-256 of {', '.join(sorted(recorded)) or 'no member'} are recorded")
         calibration = parse_calibration(own.get("calibration", {}))
-    except (KeyError, TypeError, ValueError) as err:
-        raise BundleError(where, f"field missing or malformed ({err!r})", "make the ensemble again") from err
+    except (AttributeError, KeyError, TypeError, ValueError) as err:
+        raise BundleError(
+            root / _CONFIGS[0], f"field missing or malformed ({err!r})", "make the ensemble again"
+        ) from err
     bundles = []
     for member, _ in listed:
         try:
@@ -230,6 +237,24 @@ def _load_kept(root: Path) -> Ensemble:
             )
     together = _together(" + ", bundles, _shares([weight for _, weight in listed]))
     return replace(together, name=name, root=root, metadata=metadata, calibration=calibration)
+
+
+def listed_members(root: Path) -> list[tuple[str, float]]:
+    """Name and weight of each member that an ensemble bundle lists; nothing is loaded.
+
+    Raises:
+        BundleError: inference.json does not list two or more.
+    """
+    where = root / _CONFIGS[1]
+    try:
+        listed = [(str(one["bundle"]), float(one["weight"])) for one in read_json(where)[ENSEMBLE]["members"]]
+        if not 2 <= len(listed) <= _MAX_MEMBERS:
+            raise ValueError(f"{len(listed)} members")
+        if wrong := [bundle for bundle, _ in listed if len(Path(bundle).parts) != 1]:
+            raise ValueError(f"{wrong[0]!r} is not a bundle's name")
+    except (KeyError, TypeError, ValueError) as err:
+        raise BundleError(where, f"field missing or malformed ({err!r})", "make the ensemble again") from err
+    return listed
 
 
 def _member(bundle: Loadable) -> Bundle:
@@ -332,7 +357,7 @@ def _metadata(name: str, together: Ensemble) -> dict[str, Any]:
     return metadata
 
 
-def _inference(together: Ensemble) -> dict[str, Any]:
+def _inference(members: Sequence[str], weights: Sequence[float]) -> dict[str, Any]:
     """inference.json: the members, and what ``python -m monai.bundle run`` needs to call medseg with them."""
     return {
         "imports": ["$import glob", "$import os", "$import medseg"],
@@ -341,9 +366,7 @@ def _inference(together: Ensemble) -> dict[str, Any]:
         "output_dir": "$@bundle_root + '/eval'",
         "datalist": "$sorted(glob.glob(os.path.join(@dataset_dir, '*.nii.gz')))",
         ENSEMBLE: {
-            "members": [
-                {"bundle": member.bundle.name, "weight": round(member.weight, 9)} for member in together.members
-            ]
+            "members": [{"bundle": one, "weight": weight} for one, weight in zip(members, weights, strict=True)]
         },
         "folder": "$os.makedirs(@output_dir, exist_ok=True)",
         "run": [

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medseg.bundles.ensemble import load_ensemble
 from medseg.bundles.integrity import MANIFEST, check_manifest
 from medseg.bundles.load import Bundle, load_bundle
-from medseg.bundles.locate import find_bundle
+from medseg.bundles.locate import find_bundle, is_ensemble
 from medseg.bundles.spec import read_json
 from medseg.errors import BundleError
 
@@ -70,6 +71,9 @@ def verify_bundle(bundle: str | Path) -> Iterator[Check]:
     yield _check("files", lambda: _files(root))
     yield _check("manifest", lambda: _manifest(root))
     yield _check("metadata.json", lambda: check_metadata(read_json(root / "configs" / "metadata.json")))
+    if is_ensemble(root):
+        yield _check("members", lambda: _members(root))
+        return
     try:
         loaded = load_bundle(root)
     except BundleError as err:
@@ -149,6 +153,16 @@ def _forward(bundle: Bundle) -> str:
         raise BundleError(bundle.name, f"gives {tuple(logits.shape)}, not {wanted}", "correct metadata.json")
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return f"{tuple(logits.shape)} from a window of {spec.network_size}; {parameters:,} parameters"
+
+
+def _members(root: Path) -> str:
+    """Every member of an ensemble is there, has the recorded weights, and runs."""
+    together = load_ensemble(root)
+    found = []
+    for member in together.members:
+        _forward(member.bundle)
+        found.append(f"{member.bundle.name} {member.weight:.4g}")
+    return f"{', '.join(found)}; the same labels, the recorded SHA-256, one forward pass each"
 
 
 def _network(bundle: Bundle) -> str:

@@ -33,8 +33,17 @@ def batch(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results; made if it is not there.")],
     *,
     bundle: Annotated[
-        str, typer.Option("-b", "--bundle", help="Bundle: a name of medseg bundles list, or a folder.")
-    ] = DEFAULT_BUNDLE,
+        list[str] | None,
+        typer.Option(
+            "-b",
+            "--bundle",
+            help="Bundle: a name of medseg bundles list, or a folder; several are averaged.",
+            show_default=DEFAULT_BUNDLE,
+        ),
+    ] = None,
+    weight: Annotated[
+        list[float] | None, typer.Option("--weight", help="Weight of each of several bundles, in their order.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     overlap: Annotated[
         float | None, typer.Option(help="Share that neighbouring windows have in common, 0 to below 1.")
@@ -42,6 +51,9 @@ def batch(
     tta: Annotated[bool, typer.Option("--tta", help="Average over the flips that the bundle allows; slower.")] = False,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write the probability of each class.")
+    ] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Also write how sure each voxel is, and score each case.")
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Go on with scans that are not what the bundle was trained on.")
@@ -90,8 +102,9 @@ def batch(
         summary = run_batch(
             inputs,
             output,
-            bundle=bundle,
-            settings=Settings(device, overlap, tta, probabilities, force),
+            bundle=bundle or DEFAULT_BUNDLE,
+            weights=weight,
+            settings=Settings(device, overlap, tta, probabilities, force, uncertainty),
             workers=Workers(engine, workers, address, cpus_per_actor),
             recursive=recursive,
             shard=_shard(shard),

@@ -11,7 +11,7 @@ import typer
 from medseg.errors import BundleError
 
 app = typer.Typer(
-    help="Bundles: a trained network with its settings. List, show, verify, pack.",
+    help="Bundles: a trained network with its settings. List, show, verify, pack, ensemble.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -51,8 +51,11 @@ def list_(*, json_: AsJson = False) -> None:
 
 def _summary(root: Path) -> dict[str, Any]:
     from medseg.bundles.load import weights_of
+    from medseg.bundles.locate import is_ensemble
     from medseg.bundles.spec import read_json, read_spec
 
+    if is_ensemble(root):
+        return _ensemble_summary(root)
     spec, metadata = read_spec(root), read_json(root / "configs" / "metadata.json")
     return {
         "state": "needs weights" if weights_of(root) is None else "ready",
@@ -63,13 +66,37 @@ def _summary(root: Path) -> dict[str, Any]:
     }
 
 
+def _ensemble_summary(root: Path) -> dict[str, Any]:
+    from medseg.bundles.ensemble import listed_members
+    from medseg.bundles.load import weights_of
+    from medseg.bundles.locate import find_bundle
+    from medseg.bundles.spec import read_json
+
+    metadata, names = read_json(root / "configs" / "metadata.json"), [name for name, _ in listed_members(root)]
+    try:
+        ready = all(weights_of(find_bundle(name)) is not None for name in names)
+    except BundleError:
+        ready = False
+    return {
+        "state": "ready" if ready else "needs members",
+        "network": f"ensemble of {', '.join(names)}",
+        "version": str(metadata.get("version", "")),
+        "task": str(metadata.get("task", "")),
+        "members": names,
+    }
+
+
 @app.command()
 def show(name: Name, *, json_: AsJson = False) -> None:
     """Show what a bundle takes, gives and was trained on."""
     from dataclasses import asdict
 
     from medseg.bundles.load import load_bundle
+    from medseg.bundles.locate import find_bundle, is_ensemble
 
+    if is_ensemble(find_bundle(name)):
+        _print_facts(_ensemble_facts(name), json_=json_)
+        return
     bundle = load_bundle(name)
     spec, own = bundle.spec, bundle.metadata.get("medseg", {})
     facts: dict[str, Any] = {
@@ -99,7 +126,44 @@ def show(name: Name, *, json_: AsJson = False) -> None:
         "padding": {"mode": spec.padding, "value": spec.padding_value},
         "mirror_axes": list(spec.mirror_axes),
         "suitability": asdict(spec.suitability),
+        "calibration": asdict(spec.calibration),
     }
+    _print_facts(facts, json_=json_)
+
+
+def _ensemble_facts(name: str) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from medseg.bundles.ensemble import load_ensemble
+
+    together = load_ensemble(name)
+    return {
+        "name": together.name,
+        "version": together.version,
+        "folder": str(together.root),
+        "state": "ready",
+        "task": together.metadata.get("task", ""),
+        "description": together.metadata.get("description", ""),
+        "intended_use": together.metadata.get("intended_use", ""),
+        "data": together.metadata.get("data_source", ""),
+        "metrics": together.metadata.get("eval_metrics", {}),
+        "channels": list(together.spec.channels),
+        "labels": {str(value): label for value, label in together.spec.labels.items()},
+        "members": [
+            {
+                "bundle": member.bundle.name,
+                "weight": member.weight,
+                "version": member.bundle.version,
+                "weights_sha256": member.bundle.sha256,
+                "network": member.bundle.spec.network,
+            }
+            for member in together.members
+        ],
+        "calibration": asdict(together.calibration),
+    }
+
+
+def _print_facts(facts: dict[str, Any], *, json_: bool) -> None:
     if json_:
         print(json.dumps(facts, indent=2))
         return
@@ -118,6 +182,8 @@ def show(name: Name, *, json_: AsJson = False) -> None:
 def _readable(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_readable(inner)}" for key, inner in value.items())
+    if isinstance(value, list) and value and all(isinstance(inner, dict) for inner in value):
+        return "; ".join(_readable(inner) for inner in value)
     if isinstance(value, list | tuple):
         return ", ".join(f"({_readable(inner)})" if isinstance(inner, tuple) else _readable(inner) for inner in value)
     return "not stated" if value in (None, "") else str(value)
@@ -166,3 +232,30 @@ def pack(
     packed = pack_bundle(run, name, folder, half=not full, evaluation=evaluation, overwrite=overwrite)
     size = sum(path.stat().st_size for path in packed.rglob("*") if path.is_file())
     print(f"{packed}: {size / 1e6:.1f} MB; try: medseg infer SCAN --bundle {packed if output else name}")
+
+
+@app.command()
+def ensemble(
+    name: Annotated[str, typer.Argument(help="Name of the new bundle: a-z, 0-9 and _.")],
+    member: Annotated[list[str], typer.Option("--member", help="Name of a bundle with weights; two or more.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder that gets the bundle. Default: the user's bundles.")
+    ] = None,
+    *,
+    weight: Annotated[
+        list[float] | None, typer.Option("--weight", help="Weight of each member, in their order; default: equal.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of that name.")] = False,
+) -> None:
+    """Make a bundle that averages the probabilities of others; it names them and holds no weights of its own.
+
+    Example: medseg bundles ensemble ensemble_hippocampus --member swin_unetr_hippocampus --member my_hippocampus
+    """
+    from medseg.bundles.ensemble import make_ensemble
+    from medseg.bundles.locate import user_bundles
+
+    folder = output or user_bundles()
+    if output is None:
+        folder.mkdir(parents=True, exist_ok=True)
+    made = make_ensemble(name, member, folder, weights=weight, overwrite=overwrite)
+    print(f"{made}: {len(member)} members; try: medseg infer SCAN --bundle {made if output else name}")

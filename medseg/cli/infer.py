@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from medseg.bundles.locate import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
+    from medseg.inference.record import UncertaintyRecord
     from medseg.inference.run import Result
 
 
@@ -27,8 +29,17 @@ def infer(
     ] = None,
     *,
     bundle: Annotated[
-        str, typer.Option("-b", "--bundle", help="Bundle: a name of medseg bundles list, or a folder.")
-    ] = DEFAULT_BUNDLE,
+        list[str] | None,
+        typer.Option(
+            "-b",
+            "--bundle",
+            help="Bundle: a name of medseg bundles list, or a folder; several are averaged.",
+            show_default=DEFAULT_BUNDLE,
+        ),
+    ] = None,
+    weight: Annotated[
+        list[float] | None, typer.Option("--weight", help="Weight of each of several bundles, in their order.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     overlap: Annotated[
         float | None, typer.Option(help="Share that neighbouring windows have in common, 0 to below 1.")
@@ -38,6 +49,12 @@ def infer(
         bool,
         typer.Option("--probabilities", help="Also write the probability of each class, NAME_probabilities.nii.gz."),
     ] = False,
+    uncertainty: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write how sure each voxel is, 0 to 1, to this file (.nii.gz, .nii), and score the case."
+        ),
+    ] = None,
     statistics: Annotated[
         Path | None, typer.Option(help="Also write the measurements as a table to this CSV file.")
     ] = None,
@@ -63,12 +80,20 @@ def infer(
     - medseg infer scan.nii.gz
     - medseg infer scan.nii.gz -o results --probabilities --statistics volumes.csv
     - medseg infer t1.nii.gz t2.nii.gz --bundle two_channels --json
+    - medseg infer scan.nii.gz --bundle one --bundle two --weight 2 --weight 1 --uncertainty unsure.nii.gz
 
     Exit codes: 0 done, 2 usage, 3 scan, 4 bundle or unsuitable scan, 5 memory, 6 output, 8 device.
     """
     from medseg.report.outputs import reserve_outputs, write_outputs
 
-    places = reserve_outputs(scans, output, overwrite=overwrite, probabilities=probabilities, statistics=statistics)
+    places = reserve_outputs(
+        scans,
+        output,
+        overwrite=overwrite,
+        probabilities=probabilities,
+        statistics=statistics,
+        uncertainty=uncertainty,
+    )
     with _Display(quiet=quiet or json_) as display:
         display.stage("load medseg", 0, 1)
         from medseg.inference.run import infer as run
@@ -76,11 +101,13 @@ def infer(
         display.stage("load medseg", 1, 1)
         result = run(
             scans if len(scans) > 1 else scans[0],
-            bundle=bundle,
+            bundle=bundle or DEFAULT_BUNDLE,
+            weights=weight,
             device=device,
             overlap=overlap,
             tta=tta,
             probabilities=probabilities,
+            uncertainty=uncertainty is not None,
             force=force,
             volume_index=volume,
             progress=display.stage,
@@ -93,10 +120,10 @@ def infer(
     if json_:
         print(result.record.model_dump_json(indent=2))
     elif not quiet:
-        _print(result, places.labels.path.parent)
+        _print(result, {kind: path.parent for kind, path in places.paths().items()})
 
 
-def _print(result: Result, folder: Path) -> None:
+def _print(result: Result, folders: Mapping[str, Path]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -115,8 +142,20 @@ def _print(result: Result, folder: Path) -> None:
             f"{sum(record.seconds.values()):.1f} s. {record.disclaimer}"
         )
     )
+    if record.uncertainty is not None:
+        console.print(Text(_quality(record.uncertainty)))
     for kind, name in record.outputs.items():
-        console.print(Text(f"{kind:>13}  {folder / name}"))
+        console.print(Text(f"{kind.replace('_', ' '):>18}  {folders[kind] / name}"))
+
+
+def _quality(sure: UncertaintyRecord) -> str:
+    """How good the segmentation is likely to be, in one line."""
+    text = f"score {sure.score:.3f}"
+    if sure.uncertain_share is not None:
+        text += f", {100 * sure.uncertain_share:.1f} % of the voxels found are uncertain"
+    if (predicted := sure.predicted_dice) is not None:
+        text += f"; predicted mean Dice {predicted.mean:.2f} ({predicted.lower:.2f} to {predicted.upper:.2f})"
+    return text
 
 
 class _Display:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medseg.inference.run import Result
@@ -23,6 +23,8 @@ class Outputs:
         preview: PNG.
         probabilities: NIfTI of (X, Y, Z, K), or None when not asked for.
         statistics: CSV of the labels' measurements, or None when not asked for.
+        uncertainty: NIfTI of each voxel's entropy, or None when not asked for.
+        mutual_information: NIfTI beside it, written where there are several passes.
     """
 
     labels: Target
@@ -30,15 +32,19 @@ class Outputs:
     preview: Target
     probabilities: Target | None = None
     statistics: Target | None = None
+    uncertainty: Target | None = None
+    mutual_information: Target | None = None
 
     def paths(self) -> dict[str, Path]:
-        """Kind to path of every file that will be written."""
+        """Kind to path of every file that may be written."""
         targets = {
             "labels": self.labels,
             "record": self.record,
             "preview": self.preview,
             "probabilities": self.probabilities,
             "statistics": self.statistics,
+            "uncertainty": self.uncertainty,
+            "mutual_information": self.mutual_information,
         }
         return {kind: target.path for kind, target in targets.items() if target is not None}
 
@@ -50,6 +56,7 @@ def reserve_outputs(
     overwrite: bool = False,
     probabilities: bool = False,
     statistics: Path | None = None,
+    uncertainty: Path | None = None,
 ) -> Outputs:
     """Choose the names of all outputs of a case and check that they can be written, before the work begins.
 
@@ -59,6 +66,7 @@ def reserve_outputs(
         overwrite: replace outputs of an earlier run.
         probabilities: also a probability map.
         statistics: also a CSV file of this name.
+        uncertainty: also a map of this name, and perhaps a second one whose name ends in ``_mi``.
 
     Raises:
         OutputError: a folder is missing or not writable, or an output exists. UsageError: not a NIfTI suffix, or
@@ -83,15 +91,18 @@ def reserve_outputs(
         preview=checked(names.preview.path),
         probabilities=checked(names.probabilities.path) if names.probabilities is not None else None,
         statistics=checked(statistics, ".csv") if statistics is not None else None,
+        uncertainty=checked(uncertainty, *NIFTI_SUFFIXES) if uncertainty is not None else None,
+        mutual_information=checked(_second_map(uncertainty)) if uncertainty is not None else None,
     )
 
 
-def outputs_beside(labels: Path, *, probabilities: bool = False) -> Outputs:
+def outputs_beside(labels: Path, *, probabilities: bool = False, uncertainty: bool = False) -> Outputs:
     """The names of a case's outputs, unchecked; what is there may be replaced.
 
     Args:
         labels: the label map's name, which the other names follow.
         probabilities: also a probability map.
+        uncertainty: also maps of uncertainty.
     """
     base, _ = split_suffix(labels)
 
@@ -103,11 +114,19 @@ def outputs_beside(labels: Path, *, probabilities: bool = False) -> Outputs:
         record=beside(".json"),
         preview=beside(".png"),
         probabilities=beside("_probabilities.nii.gz") if probabilities else None,
+        uncertainty=beside("_uncertainty.nii.gz") if uncertainty else None,
+        mutual_information=beside("_uncertainty_mi.nii.gz") if uncertainty else None,
     )
 
 
+def _second_map(uncertainty: Path) -> Path:
+    """The name of the map of mutual information beside that of entropy."""
+    stem, suffix = split_suffix(uncertainty)
+    return uncertainty.with_name(f"{stem}_mi{suffix}")
+
+
 def write_outputs(result: Result, outputs: Outputs) -> Result:
-    """Write every reserved output of a result; all of them appear, or none.
+    """Write every reserved output that the result has; all of them appear, or none.
 
     Returns:
         The result, its record naming the outputs.
@@ -117,6 +136,8 @@ def write_outputs(result: Result, outputs: Outputs) -> Result:
     """
     from medseg.report.preview import render_preview
 
+    if result.mutual_information is None:
+        outputs = replace(outputs, mutual_information=None)
     written = {kind: path.name for kind, path in outputs.paths().items()}
     result = result.with_outputs(written)
     record = result.record
@@ -134,6 +155,12 @@ def write_outputs(result: Result, outputs: Outputs) -> Result:
         files.add_bytes(outputs.preview, picture)
         if outputs.probabilities is not None and result.probabilities is not None:
             files.add_float(outputs.probabilities, result.probabilities, result.volume)
+        for target, values in (
+            (outputs.uncertainty, result.uncertainty),
+            (outputs.mutual_information, result.mutual_information),
+        ):
+            if target is not None and values is not None:
+                files.add_fractions(target, values, result.volume)
         if outputs.statistics is not None:
             files.add_bytes(outputs.statistics, statistics_csv(result).encode())
     return result
