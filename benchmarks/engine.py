@@ -150,8 +150,6 @@ def run_monai(case: Case, scan: Path, output: Path, network: Any) -> None:
 
 def run_medseg(case: Case, scan: Path, output: Path, network: Any) -> None:
     """What `medseg.infer` does between loading a bundle and measuring its labels."""
-    import torch
-
     from medseg.bundles.spec import BundleSpec, ScaleIntensityRange
     from medseg.inference.preprocess import preprocess
     from medseg.inference.segment import segment
@@ -169,7 +167,7 @@ def run_medseg(case: Case, scan: Path, output: Path, network: Any) -> None:
         overlap=case.overlap,
     )
     volume = read_volume(scan)
-    found = segment(preprocess(volume, spec), network, spec, torch.device("cpu"))
+    found = segment(preprocess(volume, spec), network, spec)
     write_labels(reserve(output, overwrite=True), found.labels, volume, names=spec.labels)
 
 

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.bundles.spec import Activation, BundleSpec
+from medseg.inference.device import Predictor
 from medseg.inference.export import export_maps
 from medseg.inference.preprocess import Case, ModelGrid
-from medseg.inference.sliding_window import Predictor, stream_axis
+from medseg.inference.sliding_window import stream_axis
 
 
 @dataclass(frozen=True)

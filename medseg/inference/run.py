@@ -22,10 +22,11 @@ from medseg.bundles.locate import DEFAULT_BUNDLE
 from medseg.bundles.spec import BundleSpec, DiceFit
 from medseg.errors import BundleError, MemoryBudgetError, UsageError
 from medseg.evaluation.volumes import LabelStatistics, label_statistics
-from medseg.inference.device import available_memory, choose_device
+from medseg.inference.device import Predictor, available_memory, choose_device
 from medseg.inference.ensemble import Model
 from medseg.inference.export import NotFiniteError
 from medseg.inference.memory import memory_plan
+from medseg.inference.placement import Placement
 from medseg.inference.preprocess import Case, model_grid, preprocess
 from medseg.inference.record import (
     BundleRecord,
@@ -39,7 +40,6 @@ from medseg.inference.record import (
     UncertaintyRecord,
 )
 from medseg.inference.segment import Uncertainty, segment_together
-from medseg.inference.sliding_window import Predictor
 from medseg.inference.suitability import unsuitable
 from medseg.io import geometry
 from medseg.io.read import read_volume
@@ -137,11 +137,12 @@ def infer(
     report = progress or (lambda _stage, _done, _all: None)
     clock = _Clock(report)
     target = choose_device(device)
+    placement = Placement.on(target, "auto")
     with clock("bundle"):
         loaded = load_ensemble(bundle, weights)
         specs = [_spec(member.bundle, overlap) for member in loaded.members]
         flips = _flips(loaded, tta=tta)
-        networks = [_network(member.bundle, target) for member in loaded.members]
+        networks = [_network(member.bundle, placement) for member in loaded.members]
     with clock("read"):
         if volume is None:
             volume = read_volume(scan, channels=loaded.spec.in_channels, volume_index=volume_index)
@@ -165,7 +166,7 @@ def infer(
         with clock("network"):
             found = segment_together(
                 models,
-                target,
+                placement,
                 probabilities=probabilities,
                 uncertainty=uncertainty,
                 progress=lambda done, windows: report("network", done, windows),
@@ -173,6 +174,7 @@ def infer(
     except NotFiniteError:
         raise BundleError(loaded.name, "produced NaN", "report it with the scan's intensity range") from None
     clock.split("network", found.network_s, "restore")
+    warnings += placement.warnings
     labels, labelled = found.labels, loaded.spec.labels
     with clock("measure"):
         statistics = tuple(label_statistics(labels, volume.affine, labelled))
@@ -219,9 +221,9 @@ def infer(
     )
 
 
-def _network(bundle: Bundle, target: torch.device) -> Predictor:
+def _network(bundle: Bundle, placement: Placement) -> Predictor:
     """The network of one bundle, ready to run on a device: the one place where a network is made for a scan."""
-    return bundle.network().to(target)
+    return placement.bring(bundle.network())
 
 
 def _cases(volume: Volume, specs: Sequence[BundleSpec]) -> list[Case]:

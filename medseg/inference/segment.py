@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.bundles.spec import BundleSpec
+from medseg.inference.device import Predictor
 from medseg.inference.ensemble import (
     Layout,
     Model,
@@ -27,9 +28,10 @@ from medseg.inference.ensemble import (
 )
 from medseg.inference.ensemble import plane_axis as plane_axis
 from medseg.inference.export import export_labels, paint_regions, strongest_class
+from medseg.inference.placement import Placement
 from medseg.inference.preprocess import Case, ModelGrid
 from medseg.inference.slice_inferer import SliceInferer
-from medseg.inference.sliding_window import Predictor, logit_planes, window_count
+from medseg.inference.sliding_window import Windows, logit_planes, window_count
 from medseg.inference.uncertainty import Summary, Tally, entropy
 
 Progress = Callable[[int, int], None]
@@ -73,7 +75,7 @@ def segment(
     case: Case,
     network: Predictor,
     spec: BundleSpec,
-    device: torch.device,
+    placement: Placement | None = None,
     *,
     flips: Sequence[tuple[int, ...]] = ((),),
     probabilities: bool = False,
@@ -83,9 +85,9 @@ def segment(
 
     Args:
         case: the image on the model grid.
-        network: the bundle's, in eval mode, on `device`.
+        network: the bundle's, in eval mode, where `placement` says.
         spec: window, overlap, blending, padding, slices, activation, regions.
-        device: where the network lives.
+        placement: where the network lives; None for the host.
         flips: sets of spatial axes; the probabilities of the volume flipped along each set are averaged.
         probabilities: keep the probability of each class.
         progress: called with (windows done, windows in all).
@@ -94,13 +96,13 @@ def segment(
         NotFiniteError: the network gave NaN or only infinities somewhere.
     """
     model = Model(case, network, spec, flips=tuple(flips))
-    return segment_together([model], device, probabilities=probabilities, progress=progress)
+    return segment_together([model], placement, probabilities=probabilities, progress=progress)
 
 
 @torch.inference_mode()
 def segment_together(
     models: Sequence[Model],
-    device: torch.device,
+    placement: Placement | None = None,
     *,
     probabilities: bool = False,
     uncertainty: bool = False,
@@ -112,7 +114,7 @@ def segment_together(
 
     Args:
         models: with the scan as each of them takes it; labels, activation and regions are those of all.
-        device: where the networks live.
+        placement: where the networks live; None for the host.
         probabilities: keep the probability of each class.
         uncertainty: also work out the maps of uncertainty.
         progress: called with (windows done, windows in all).
@@ -126,7 +128,7 @@ def segment_together(
     counts = [len(model.flips) for model in models]
     apart = uncertainty and sum(counts) > 1
     layout = lay_out([one.case.grid for one in models], [one.spec for one in models], passes=counts, apart=apart)
-    passes = _Passes(models, layout, device, progress)
+    passes = _Passes(models, layout, placement or Placement(), progress)
     highest = max((region.label for region in spec.regions), default=channels - 1)
     labels: NDArray[Any] = np.zeros(shape, dtype=np.uint8 if highest < 256 else np.uint16)
     alone = len(models) == 1
@@ -160,7 +162,7 @@ def logits_by_plane(
     image: Tensor,
     network: Predictor,
     spec: BundleSpec,
-    device: torch.device,
+    placement: Placement,
     *,
     axis: int,
     flips: Sequence[int] = (),
@@ -170,9 +172,9 @@ def logits_by_plane(
 
     Args:
         image: (C, X', Y', Z') float32, on the host.
-        network: the bundle's, in eval mode, on `device`.
+        network: the bundle's, in eval mode, where `placement` says.
         spec: window, overlap, blending, padding, slices.
-        device: where the network lives.
+        placement: where the network lives.
         axis: as `plane_axis` gives it.
         flips: spatial axes along which the network sees the image flipped.
         progress: called with (windows done, windows in all).
@@ -181,20 +183,9 @@ def logits_by_plane(
         Planes (K, A, B) float32 on the host, in the image's own order.
     """
     if spec.slices is not None:
-        return SliceInferer.of(spec).planes(image, network, device=device, flips=flips, progress=progress)
+        return SliceInferer.of(spec).planes(image, network, placement, flips=flips, progress=progress)
     return logit_planes(
-        image,
-        network,
-        roi_size=spec.roi_size,
-        overlap=spec.overlap,
-        blend=spec.blend,
-        padding=spec.padding,
-        padding_value=spec.padding_value,
-        sw_batch_size=spec.sw_batch_size,
-        device=device,
-        axis=axis,
-        flips=flips,
-        progress=progress,
+        image, network, Windows.of(spec), placement=placement, axis=axis, flips=flips, progress=progress
     )
 
 
@@ -266,7 +257,7 @@ class _Passes:
     """
 
     def __init__(
-        self, models: Sequence[Model], layout: Layout, device: torch.device, progress: Progress | None
+        self, models: Sequence[Model], layout: Layout, placement: Placement, progress: Progress | None
     ) -> None:
         self.layout = layout
         self.windows = sum(len(model.flips) * _windows(model.case.grid, model.spec) for model in models)
@@ -286,7 +277,7 @@ class _Passes:
                     model.case.image,
                     model.network,
                     model.spec,
-                    device,
+                    placement,
                     axis=axis,
                     flips=flips,
                     progress=count.of_pass(),

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from medseg.bundles.spec import Blend, BundleSpec, Padding, Resize
+from medseg.inference.device import Predictor
+from medseg.inference.placement import Placement
 from medseg.inference.slices import SlicePredictor
-from medseg.inference.sliding_window import Predictor, logit_planes, stacked, window_count
+from medseg.inference.sliding_window import Windows, logit_planes, stacked, window_count
 
 Progress = Callable[[int, int], None]
 
@@ -28,7 +30,7 @@ class SliceInferer:
         roi_size: the window in voxels, 1 along `axis`.
         resize: "none", "published" or "smooth".
         neighbours: slices on each side that are channels too.
-        sw_batch_size: windows or slices for each pass.
+        sw_batch_size: windows or slices for each pass on the host; other devices find theirs.
         overlap: share of the window that neighbours share, 0 to below 1.
         mode: weighting of overlapping windows.
         padding_mode: how a slice smaller than the window is filled up.
@@ -91,11 +93,11 @@ class SliceInferer:
         Returns:
             Logits (B, K, D, H, W) float32.
         """
-        where = device or inputs.device
+        place = Placement.on(device or inputs.device)
         volumes = inputs.as_subclass(Tensor)  # MONAI hands over its own kind of tensor, which drags metadata along
         return torch.stack(
             [
-                stacked(self.planes(volume, network, device=where, progress=progress), volume.shape[1:], self.axis)
+                stacked(self.planes(volume, network, place, progress=progress), volume.shape[1:], self.axis)
                 for volume in volumes
             ]
         )
@@ -104,8 +106,8 @@ class SliceInferer:
         self,
         volume: Tensor,
         network: Predictor,
+        placement: Placement,
         *,
-        device: torch.device,
         flips: Sequence[int] = (),
         progress: Progress | None = None,
     ) -> Iterator[Tensor]:
@@ -114,7 +116,7 @@ class SliceInferer:
         Args:
             volume: (C, D, H, W) float32.
             network: as for the call.
-            device: where the network lives.
+            placement: where the network lives.
             flips: spatial axes along which the network sees the volume flipped; the slices are those of the volume as
                 it stands, in its own order.
             progress: called with (windows done, windows in all).
@@ -126,28 +128,25 @@ class SliceInferer:
         across = [axis for axis in flips if axis != self.axis]
         stack = self._with_neighbours(volume.flip(along) if along else volume)
         run = self._slide if self.resize == "none" else self._stretch
-        return run(stack.flip(along) if along else stack, network, device, across, progress)
+        return run(stack.flip(along) if along else stack, network, placement, across, progress)
 
     def _slide(
-        self, stack: Tensor, network: Predictor, device: torch.device, flips: Sequence[int], progress: Progress | None
+        self, stack: Tensor, network: Predictor, placement: Placement, flips: Sequence[int], progress: Progress | None
     ) -> Iterator[Tensor]:
         """Windows of one slice each, run through the engine's sliding window."""
-
-        def planar(windows: Tensor) -> Tensor:
-            found = network(windows.squeeze(2 + self.axis))
-            logits = found if isinstance(found, Tensor) else found[0]
-            return logits.unsqueeze(2 + self.axis)
-
-        return logit_planes(
-            stack,
-            planar,
+        windows = Windows(
             roi_size=self.roi_size,
             overlap=self.overlap,
             blend=self.mode,
             padding=self.padding_mode,
             padding_value=self.cval,
             sw_batch_size=self.sw_batch_size,
-            device=device,
+        )
+        return logit_planes(
+            stack,
+            _Planar(network, self.axis),
+            windows,
+            placement=placement,
             axis=self.axis,
             flips=flips,
             reuse=not (isinstance(network, nn.Module) and network.training),
@@ -167,32 +166,35 @@ class SliceInferer:
         )
 
     def _stretch(
-        self, stack: Tensor, network: Predictor, device: torch.device, flips: Sequence[int], progress: Progress | None
+        self, stack: Tensor, network: Predictor, placement: Placement, flips: Sequence[int], progress: Progress | None
     ) -> Iterator[Tensor]:
         """Whole slices stretched to the window."""
-        count, done = stack.shape[1 + self.axis], 0
-
-        def counted(slices: Tensor) -> Tensor:
-            nonlocal done
-            found = network(slices.to(device))
-            done += len(slices)
-            if progress is not None:
-                progress(done, count)
-            logits = found if isinstance(found, Tensor) else found[0]
-            return logits.to(stack.device, torch.float32)
-
-        if isinstance(network, nn.Module) and network.training:
-            raise ValueError("the network is in training mode, where slices of a batch change each other; call eval()")
         height, width = (size for axis, size in enumerate(self.roi_size) if axis != self.axis)
         predictor = SlicePredictor(
-            network=counted,
+            network=network,
             axis=self.axis,
             size=(height, width),
             batch_size=self.sw_batch_size,
             resize=self.resize,
+            placement=placement,
+            progress=progress,
         )
         dims = [1 + axis for axis in flips]
         if not dims:
             return predictor.planes(stack)
         here = [1 + axis - (axis > self.axis) for axis in flips]
         return (plane.flip(here) for plane in predictor.planes(stack.flip(dims)))
+
+
+class _Planar(nn.Module):
+    """A 2D network as one of windows that are one voxel thick; a module, so that it can be moved to another device."""
+
+    def __init__(self, network: Predictor, axis: int) -> None:
+        super().__init__()
+        self.network, self._dim = network, 2 + axis
+        self.training = False
+
+    def forward(self, windows: Tensor) -> Tensor:
+        found = self.network(windows.squeeze(self._dim))
+        logits = found if isinstance(found, Tensor) else found[0]
+        return logits.unsqueeze(self._dim)

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medseg.inference.device import Arrival, Predictor
+from medseg.inference.placement import Placement
 from medseg.inference.spline import mirrored_spline
 
 Resize = Literal["none", "published", "smooth"]
@@ -30,30 +32,34 @@ class SlicePredictor:
     """A 2D network as a predictor of volumes.
 
     Slices are taken along one axis and run in batches; they do not depend on each other. Batches go to the network's
-    device, the volume and the logits stay where the image is.
+    device and are brought to its size there, the volume and the logits stay where the image is.
 
     Attributes:
-        network: (N, C', h, w) -> logits (N, K, h, w), in eval mode; of a tuple the first tensor counts.
+        network: (N, C', h, w) -> logits (N, K, h, w), in eval mode; of several outputs the first counts.
         axis: spatial axis that is cut: 0, 1, 2 for D, H, W of the image.
         size: the network's in-plane size (h, w), in the order of the two axes that are left.
-        batch_size: slices in one call of the network.
+        batch_size: slices in one call of the network on the host; other devices find theirs.
         resize: "none" pads a slice on both sides with the volume's minimum and crops the logits back; "published" and
             "smooth" stretch the whole slice to `size`, see the module's text.
         neighbours: slices on each side that are given as channels too, at the ends the last slice repeated; channels
             run slice by slice, C' = (2 neighbours + 1) C.
+        placement: where the network lives; None for where it is now, with torch's settings as they are.
+        progress: called with (slices done, slices in all).
 
     Raises:
         ValueError: a setting is out of range, or, when called, the network is in training mode, the image is not
             (B, C, D, H, W), or a slice is larger than `size` while `resize` is "none".
     """
 
-    network: Callable[[Tensor], Tensor | tuple[Tensor, ...]]
+    network: Predictor
     _: KW_ONLY
     axis: int
     size: tuple[int, int]
     batch_size: int = 8
     resize: Resize = "none"
     neighbours: int = 0
+    placement: Placement | None = None
+    progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
         if self.axis not in (0, 1, 2):
@@ -85,11 +91,21 @@ class SlicePredictor:
             raise ValueError(f"image has no slice along axis {self.axis}")
         reach = torch.arange(-self.neighbours, self.neighbours + 1)
         sources = (torch.arange(count)[:, None] + reach).clamp(0, count - 1).to(stack.device)
-        device = self._device(volume)
-        for start in range(0, count, self.batch_size):
-            batch = stack[sources[start : start + self.batch_size]].flatten(1, 2).to(device)
-            output = self.network(fit.forward(batch))
-            yield from fit.back(output if isinstance(output, Tensor) else output[0]).to(volume.device)
+        place = self.placement or Placement.on(self._device(volume))
+
+        def cut(first: int, last: int) -> Tensor:
+            return fit.forward(place.device.send(stack[sources[first:last]].flatten(1, 2)))
+
+        late: list[Arrival] = []  # on their way to the host while the device computes the next ones
+        outputs = place.predict(self.network, cut, count, turn=fit.back, on_host=self.batch_size)
+        for done, logits in enumerate(outputs, start=1):
+            late.append(place.device.fetch(logits))
+            while len(late) > (place.batch_size(0) if place.device.own_memory else 0):
+                yield late.pop(0)().to(volume.device)
+            if self.progress is not None:
+                self.progress(done, count)
+        for arrival in late:
+            yield arrival().to(volume.device)
 
     def _device(self, volume: Tensor) -> torch.device:
         if isinstance(self.network, nn.Module):
@@ -100,7 +116,7 @@ class SlicePredictor:
         """The rule for slices (n, C, h, w) of this volume."""
         native = (stack.shape[2], stack.shape[3])
         if self.resize != "none":
-            return _Zoom(native, self.size, self._device(stack), smooth=self.resize == "smooth")
+            return _Zoom(native, self.size, smooth=self.resize == "smooth")
         axes = [name for axis, name in enumerate("DHW") if axis != self.axis]
         for name, have, legal in zip(axes, native, self.size, strict=True):
             if have > legal:
@@ -109,7 +125,7 @@ class SlicePredictor:
                 )
         # One value per channel, the same for every slice; neighbours repeat the channels.
         minimum = stack.amin(dim=(0, 2, 3)).repeat(2 * self.neighbours + 1)
-        return _Pad(native, self.size, minimum.to(self._device(stack)))
+        return _Pad(native, self.size, minimum)
 
 
 class _Pad:
@@ -125,7 +141,7 @@ class _Pad:
         """Map slices (n, C', h, w) to (n, C', *size)."""
         if batch.shape[2:] == self.size:
             return batch
-        field = self.minimum[None, :, None, None].repeat(len(batch), 1, *self.size)
+        field = self.minimum.to(batch.device)[None, :, None, None].repeat(len(batch), 1, *self.size)
         field[:, :, self.rows, self.columns] = batch
         return field
 
@@ -140,14 +156,14 @@ class _Zoom:
     The nearest neighbour of logits is taken before the argmax, which gives the same labels as that of the label map.
     """
 
-    def __init__(self, native: tuple[int, int], size: tuple[int, int], device: torch.device, *, smooth: bool) -> None:
+    def __init__(self, native: tuple[int, int], size: tuple[int, int], *, smooth: bool) -> None:
         self.native, self.same, self.smooth = native, native == size, smooth
         self.rows, self.columns = (
-            cubic_zoom_matrix(have, legal, zero_past_end=not smooth).to(device, torch.float32)
+            cubic_zoom_matrix(have, legal, zero_past_end=not smooth).to(torch.float32)
             for have, legal in zip(native, size, strict=True)
         )
         self.back_rows, self.back_columns = (
-            nearest_zoom_index(legal, have).to(device) for have, legal in zip(native, size, strict=True)
+            nearest_zoom_index(legal, have) for have, legal in zip(native, size, strict=True)
         )
 
     def forward(self, batch: Tensor) -> Tensor:
@@ -155,7 +171,8 @@ class _Zoom:
         if self.same:
             return batch
         with torch.autocast(batch.device.type, enabled=False):  # half precision would blur the intensities
-            zoomed: Tensor = self.rows @ batch.to(torch.float32) @ self.columns.T
+            rows, columns = self.rows.to(batch.device), self.columns.to(batch.device)
+            zoomed: Tensor = rows @ batch.to(torch.float32) @ columns.T
             return zoomed
 
     def back(self, logits: Tensor) -> Tensor:
@@ -164,7 +181,7 @@ class _Zoom:
             return logits
         if self.smooth:
             return F.interpolate(logits, size=self.native, mode="bilinear", align_corners=True)
-        rows, columns = self.back_rows[:, None], self.back_columns
+        rows, columns = self.back_rows.to(logits.device)[:, None], self.back_columns.to(logits.device)
         # Past the end all classes get 0, so that the argmax is the background, which SciPy writes into label maps.
         return logits[:, :, rows, columns].masked_fill((rows < 0) | (columns < 0), 0)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,10 +17,43 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medseg.bundles.spec import Blend, Padding
+from medseg.bundles.spec import Blend, BundleSpec, Padding
 from medseg.inference.accumulate import Ring
+from medseg.inference.device import Arrival, Predictor
+from medseg.inference.placement import Field, Placement
 
-Predictor = Callable[[Tensor], Tensor | tuple[Tensor, ...] | list[Tensor]]
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """How windows cover a volume.
+
+    Attributes:
+        roi_size: window in voxels.
+        overlap: share of the window that neighbours share, 0 to below 1.
+        blend: weighting of overlapping windows.
+        padding: how a volume smaller than the window is filled up.
+        padding_value: the value for constant padding.
+        sw_batch_size: windows for each pass of the network on the host; other devices find theirs.
+    """
+
+    roi_size: Sequence[int]
+    overlap: float
+    blend: Blend = "gaussian"
+    padding: Padding = "constant"
+    padding_value: float = 0.0
+    sw_batch_size: int = 1
+
+    @classmethod
+    def of(cls, spec: BundleSpec) -> Windows:
+        """Those of a bundle."""
+        return cls(
+            roi_size=spec.roi_size,
+            overlap=spec.overlap,
+            blend=spec.blend,
+            padding=spec.padding,
+            padding_value=spec.padding_value,
+            sw_batch_size=spec.sw_batch_size,
+        )
 
 
 def window_starts(size: int, roi: int, overlap: float) -> list[int]:
@@ -91,14 +125,9 @@ def pad_to_window(
 def sliding_window(
     image: Tensor,
     network: Predictor,
+    windows: Windows,
     *,
-    roi_size: Sequence[int],
-    overlap: float,
-    blend: Blend = "gaussian",
-    padding: Padding = "constant",
-    padding_value: float = 0.0,
-    sw_batch_size: int = 1,
-    device: torch.device | None = None,
+    placement: Placement | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Logits of a whole volume from logits of overlapping windows; for small volumes, see `logit_planes`.
@@ -106,32 +135,15 @@ def sliding_window(
     Args:
         image: (C, D, H, W) float32, on the host.
         network: as for `logit_planes`, and so are the other arguments.
-        roi_size: window in voxels.
-        overlap: share of the window that neighbours share, 0 to below 1.
-        blend: weighting of overlapping windows.
-        padding: how a volume smaller than the window is filled up.
-        padding_value: the value for constant padding.
-        sw_batch_size: windows for each pass.
-        device: where the network lives.
+        windows: how they cover the volume.
+        placement: where the network lives; None for the host.
         progress: called with (windows done, windows in all).
 
     Returns:
         Logits (K, D, H, W) float32 on the host.
     """
-    axis = stream_axis(image.shape[1:], roi_size)
-    planes = logit_planes(
-        image,
-        network,
-        roi_size=roi_size,
-        overlap=overlap,
-        blend=blend,
-        padding=padding,
-        padding_value=padding_value,
-        sw_batch_size=sw_batch_size,
-        device=device,
-        axis=axis,
-        progress=progress,
-    )
+    axis = stream_axis(image.shape[1:], windows.roi_size)
+    planes = logit_planes(image, network, windows, placement=placement, axis=axis, progress=progress)
     return stacked(planes, image.shape[1:], axis)
 
 
@@ -149,14 +161,9 @@ def stacked(planes: Iterator[Tensor], shape: Sequence[int], axis: int) -> Tensor
 def logit_planes(
     image: Tensor,
     network: Predictor,
+    windows: Windows,
     *,
-    roi_size: Sequence[int],
-    overlap: float,
-    blend: Blend = "gaussian",
-    padding: Padding = "constant",
-    padding_value: float = 0.0,
-    sw_batch_size: int = 1,
-    device: torch.device | None = None,
+    placement: Placement | None = None,
     axis: int = 0,
     flips: Sequence[int] = (),
     reuse: bool = True,
@@ -169,13 +176,8 @@ def logit_planes(
     Args:
         image: (C, D, H, W) float32, on the host.
         network: maps (B, C, *roi_size) to logits (B, K, *roi_size); of several outputs the first is taken.
-        roi_size: window in voxels.
-        overlap: share of the window that neighbours share, 0 to below 1.
-        blend: weighting of overlapping windows.
-        padding: how a volume smaller than the window is filled up.
-        padding_value: the value for constant padding.
-        sw_batch_size: windows for each pass.
-        device: where the network lives; windows travel there and logits back.
+        windows: how they cover the volume.
+        placement: where the network lives, and what else lies there; None for the host.
         axis: spatial axis whose planes are wanted.
         flips: spatial axes along which the network sees the volume flipped; the planes are those of the volume as it
             stands, in its own order.
@@ -186,50 +188,121 @@ def logit_planes(
     Yields:
         Logits (K, A, B) float32 on the host, A and B the two other axes in order; one for each voxel along `axis`.
     """
-    padded, inside = pad_to_window(image, roi_size, padding, padding_value, flips=flips)
-    starts = [window_starts(n, roi, overlap) for n, roi in zip(padded.shape[1:], roi_size, strict=True)]
+    place, roi_size = placement or Placement(), windows.roi_size
+    padded, inside = pad_to_window(image, roi_size, windows.padding, windows.padding_value, flips=flips)
+    starts = [window_starts(n, roi, windows.overlap) for n, roi in zip(padded.shape[1:], roi_size, strict=True)]
     for flipped in flips:
         last = padded.shape[1 + flipped] - roi_size[flipped]
         starts[flipped] = [last - first for first in reversed(starts[flipped])]
     order = (axis, *(other for other in range(3) if other != axis))
     corners = list(itertools.product(*(starts[one] for one in order)))
-    weight = importance_map(roi_size, blend).permute(order).contiguous()
-    turned_inside = [inside[one] for one in order]
     dims = [1 + one for one in flips]
     if isinstance(network, nn.Module) and any(module.training for module in network.modules()):
         reuse = False
 
-    ring: Ring | None = None
+    def turn(logits: Tensor) -> Tensor:
+        logits = logits.flip([1 + one for one in dims]) if dims else logits
+        return logits.permute(0, 1, *(2 + one for one in order)).contiguous()
+
+    field = Field(padded)
+    weight = importance_map(roi_size, windows.blend).permute(order).contiguous()
+    sums = _Sums(place, field, weight, [padded.shape[1 + one] for one in order], [inside[one] for one in order])
     constant = torch.empty(0)  # the last constant window's logits
-    flushed = done = 0
-    for group in _groups(padded, corners, order, roi_size, sw_batch_size, reuse=reuse):
-        live = [entry.window.flip(dims) if dims else entry.window for entry in group if entry.window is not None]
-        outputs = iter(_predict(network, torch.stack(live), device) if live else ())
+    done = 0
+    for group in _groups(
+        padded, corners, order, roi_size, lambda: place.batch_size(windows.sw_batch_size), reuse=reuse
+    ):
+        live = [entry.place for entry in group if entry.place is not None]
+
+        def cut(first: int, last: int, live: Sequence[tuple[slice, ...]] = live) -> Tensor:
+            return field.windows(live[first:last], place.device, dims)
+
+        outputs = place.predict(network, cut, len(live), turn=turn, on_host=windows.sw_batch_size)
         for entry in group:
-            if entry.window is None:
-                logits = constant
-            else:
-                logits = next(outputs)
-                logits = (logits.flip(dims) if dims else logits).permute(0, *(1 + one for one in order)).contiguous()
-                if entry.constant:
-                    constant = logits if len(live) == 1 else logits.clone()
-            if ring is None:
-                ring = Ring(len(logits), weight.shape, [padded.shape[1 + one] for one in order[1:]])
-            for index in range(flushed, entry.corner[0]):
-                plane = ring.take(index, turned_inside[1:])
-                if turned_inside[0].start <= index < turned_inside[0].stop:
-                    yield plane
-            flushed = max(flushed, entry.corner[0])
-            ring.add(logits, weight, entry.corner)
-        del logits, outputs  # not beside the next ones: with 100 classes they are 350 MB
+            logits = constant if entry.place is None else next(outputs)
+            if entry.constant and entry.place is not None:
+                constant = logits if len(live) == 1 else logits.clone()
+            yield from sums.add(logits, entry.corner)
+            del logits  # not beside the next ones: with 100 classes they are 350 MB
         done += len(group)
         if progress is not None:
             progress(done, len(corners))
-    if ring is not None:
-        for index in range(flushed, turned_inside[0].stop):
-            plane = ring.take(index, turned_inside[1:])
-            if index >= turned_inside[0].start:
+    yield from sums.rest()
+
+
+class _Sums:
+    """Adds windows to the ring, wherever it lies, and hands out finished planes.
+
+    A device with its own memory runs behind the host. Where the ring lies there, planes travel to the host beside the
+    next windows, and are handed out while the device computes. Where it lies on the host, logits travel, and are added
+    while the device computes the next ones.
+
+    Args:
+        place: where the network lives.
+        field: the volume.
+        weight: importance of a window's voxels, (d, h, w), the streamed axis first.
+        shape: of the volume, padded, the streamed axis first.
+        inside: what of it is wanted.
+    """
+
+    def __init__(
+        self, place: Placement, field: Field, weight: Tensor, shape: Sequence[int], inside: Sequence[slice]
+    ) -> None:
+        self._place, self._field, self._weight = place, field, weight
+        self._shape, self._inside = shape, inside
+        self._ring: Ring | None = None
+        self._flushed = 0
+        self._planes: deque[Arrival] = deque()
+        self._logits: deque[tuple[tuple[int, ...], Arrival]] = deque()
+
+    def add(self, logits: Tensor, corner: tuple[int, ...]) -> Iterator[Tensor]:
+        """Add a window's logits (K, d, h, w); gives planes that are finished."""
+        if self._ring is None:
+            self._ring = self._place.ring(self._field, len(logits), self._weight, self._shape[1:])
+        device = self._place.device
+        if not device.own_memory or self._ring.on_device:
+            yield from self._late_logits(0)
+            yield from self._blend(self._ring, logits, corner)
+        else:
+            self._logits.append((corner, device.fetch(logits)))
+            del logits
+            # Those of the pass before: the device computes meanwhile.
+            yield from self._late_logits(self._place.batch_size(1))
+
+    def rest(self) -> Iterator[Tensor]:
+        """The planes that are left, when all windows are there."""
+        yield from self._late_logits(0)
+        yield from self._late_planes()
+        if self._ring is not None:
+            yield from self._finished(self._ring, self._inside[0].stop)
+
+    def _blend(self, ring: Ring, logits: Tensor, corner: tuple[int, ...]) -> Iterator[Tensor]:
+        if corner[0] > self._flushed:
+            yield from self._late_planes()
+            if ring.on_device:
+                self._planes.extend(map(self._place.device.fetch, self._finished(ring, corner[0])))
+            else:
+                yield from self._finished(ring, corner[0])
+        ring.add(logits, corner)
+        while self._planes and self._place.device.busy():
+            yield self._planes.popleft()()
+
+    def _finished(self, ring: Ring, end: int) -> Iterator[Tensor]:
+        """Planes before `end`, taken out of the ring."""
+        for index in range(self._flushed, end):
+            plane = self._place.take(ring, index, self._inside[1:])
+            self._flushed = index + 1
+            if self._inside[0].start <= index < self._inside[0].stop:
                 yield plane
+
+    def _late_logits(self, keep: int) -> Iterator[Tensor]:
+        while self._ring is not None and len(self._logits) > keep:
+            corner, arrival = self._logits.popleft()
+            yield from self._blend(self._ring, arrival(), corner)
+
+    def _late_planes(self) -> Iterator[Tensor]:
+        while self._planes:
+            yield self._planes.popleft()()
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,12 +311,12 @@ class _Entry:
 
     Attributes:
         corner: its first voxel, the streamed axis first.
-        window: (C, *roi_size), a view; None when it is constant and equal to the constant window before it.
+        place: cuts it out of the volume; None when it is constant and equal to the constant window before it.
         constant: whether its voxels all have the same value, in each channel.
     """
 
     corner: tuple[int, ...]
-    window: Tensor | None
+    place: tuple[slice, ...] | None
     constant: bool
 
 
@@ -252,7 +325,7 @@ def _groups(
     corners: Sequence[tuple[int, ...]],
     order: Sequence[int],
     roi_size: Sequence[int],
-    batch_size: int,
+    batch_size: Callable[[], int],
     *,
     reuse: bool,
 ) -> Iterator[list[_Entry]]:
@@ -263,16 +336,15 @@ def _groups(
         index = [slice(None)] * 4
         for first, axis in zip(corner, order, strict=True):
             index[1 + axis] = slice(first, first + roi_size[axis])
-        window = image[tuple(index)]
-        value = _constant_value(window) if reuse else None
+        value = _constant_value(image[tuple(index)]) if reuse else None
         if value is not None and value == known:
             group.append(_Entry(corner, None, constant=True))
             continue
-        if live == batch_size:
+        if live and live >= batch_size():
             yield group
             group, live = [], 0
         known = known if value is None else value
-        group.append(_Entry(corner, window, constant=value is not None))
+        group.append(_Entry(corner, tuple(index), constant=value is not None))
         live += 1
     yield group
 
@@ -284,10 +356,3 @@ def _constant_value(window: Tensor) -> tuple[float, ...] | None:
     if not bool((window[:, :: steps[0], :: steps[1], :: steps[2]] == first).all()):  # corners: most end here
         return None
     return tuple(first.flatten().tolist()) if bool((window == first).all()) else None
-
-
-def _predict(network: Predictor, batch: Tensor, device: torch.device | None) -> Tensor:
-    """Logits (B, K, *roi_size) float32 on the host."""
-    found = network(batch.to(device))
-    logits = found if isinstance(found, Tensor) else found[0]
-    return logits.to("cpu", torch.float32)

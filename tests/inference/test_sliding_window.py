@@ -9,7 +9,14 @@ from monai.inferers import sliding_window_inference
 from monai.inferers.utils import compute_importance_map
 from torch import nn
 
-from medseg.inference.sliding_window import importance_map, pad_to_window, sliding_window, window_count, window_starts
+from medseg.inference.sliding_window import (
+    Windows,
+    importance_map,
+    pad_to_window,
+    sliding_window,
+    window_count,
+    window_starts,
+)
 
 
 def _network(channels: int, classes: int) -> nn.Module:
@@ -29,7 +36,9 @@ def test_logits_are_those_of_monai_for_random_shapes_windows_and_overlaps(seed: 
     network = _network(2, 3)
     with torch.inference_mode():
         ours = sliding_window(
-            image, network, roi_size=roi, overlap=overlap, blend=blend, padding_value=value, sw_batch_size=1 + seed % 3
+            image,
+            network,
+            Windows(roi_size=roi, overlap=overlap, blend=blend, padding_value=value, sw_batch_size=1 + seed % 3),
         )
         theirs = sliding_window_inference(
             image[None], roi, 2, network, overlap=overlap, mode=blend, padding_mode="constant", cval=value
@@ -72,8 +81,7 @@ def test_of_several_outputs_the_first_is_taken_and_windows_are_reported() -> Non
     found = sliding_window(
         image,
         lambda batch: (batch * 2, batch[..., ::2]),
-        roi_size=(8, 8, 8),
-        overlap=0.5,
+        Windows(roi_size=(8, 8, 8), overlap=0.5),
         progress=lambda done, total: seen.append((done, total)),
     )
     torch.testing.assert_close(found, image * 2)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medseg.bundles.spec import Region
 from medseg.inference.export import NotFiniteError, export_labels, export_maps, paint_regions, strongest_class
 from medseg.inference.resample import resample_linear
-from medseg.inference.sliding_window import logit_planes, stacked, stream_axis
+from medseg.inference.sliding_window import Windows, logit_planes, stacked, stream_axis
 
 
 def _network(channels: int, classes: int, *, sharpness: float = 4.0) -> nn.Module:
@@ -68,9 +68,18 @@ def test_labels_are_those_of_blended_resampled_classes_for_random_settings(seed:
             image[None], roi, 2, network, overlap=overlap, mode=blend, padding_mode=padding, cval=value
         )[0]
         planes = logit_planes(
-            image, network, roi_size=roi, overlap=overlap, blend=blend, padding=padding, padding_value=value,
-            sw_batch_size=1 + seed % 4, axis=axis,
-        )  # fmt: skip
+            image,
+            network,
+            Windows(
+                roi_size=roi,
+                overlap=overlap,
+                blend=blend,
+                padding=padding,
+                padding_value=value,
+                sw_batch_size=1 + seed % 4,
+            ),
+            axis=axis,
+        )
         logits = stacked(planes, size, axis)
         torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
         maps = resample_linear(expected.softmax(0), shape, step)
@@ -134,13 +143,11 @@ def test_values_that_are_not_finite_are_found_in_any_class() -> None:
 def test_flips_inside_the_stream_are_those_of_the_whole_volume(axis: int, flips: tuple[int, ...]) -> None:
     random = np.random.default_rng(5)
     image, network = _image(random, 1, (23, 7, 17)), _network(1, 4)
-    settings = {"roi_size": (9, 10, 8), "overlap": 0.6, "padding": "constant", "padding_value": -1.0}
+    windows = Windows(roi_size=(9, 10, 8), overlap=0.6, padding_value=-1.0, sw_batch_size=3)
     dims = [1 + one for one in flips]
     with torch.inference_mode():
-        inside = stacked(
-            logit_planes(image, network, axis=axis, flips=flips, sw_batch_size=3, **settings), (23, 7, 17), axis
-        )
-        outside = stacked(logit_planes(image.flip(dims), network, **settings), (23, 7, 17), 0).flip(dims)
+        inside = stacked(logit_planes(image, network, windows, axis=axis, flips=flips), (23, 7, 17), axis)
+        outside = stacked(logit_planes(image.flip(dims), network, windows), (23, 7, 17), 0).flip(dims)
     torch.testing.assert_close(inside, outside, atol=1e-5, rtol=0)
 
 
@@ -149,23 +156,24 @@ def test_a_constant_window_is_evaluated_once_for_each_value_and_changes_nothing(
     image[:, 24:] = 0.5
     image[:, 30:34, 5:8, 5:8] = torch.rand(2, 4, 3, 3)
     network, seen = _network(2, 3), []
-    settings = {"roi_size": (8, 8, 8), "overlap": 0.5, "sw_batch_size": 2, "padding": "constant"}
+    windows = Windows(roi_size=(8, 8, 8), overlap=0.5, sw_batch_size=2)
 
     def counted(batch: Tensor) -> Tensor:
         seen.append(len(batch))
         return network(batch)
 
     with torch.inference_mode():
-        reused = stacked(logit_planes(image, counted, **settings), (40, 12, 12), 0)
+        reused = stacked(logit_planes(image, counted, windows), (40, 12, 12), 0)
         evaluated = sum(seen)
-        plain = stacked(logit_planes(image, counted, reuse=False, **settings), (40, 12, 12), 0)
+        plain = stacked(logit_planes(image, counted, windows, reuse=False), (40, 12, 12), 0)
     assert torch.equal(reused.argmax(0), plain.argmax(0))
     torch.testing.assert_close(reused, plain, atol=1e-6, rtol=0)
     assert sum(seen) - evaluated == 36
     assert evaluated < 22
     noisy = nn.Dropout(0.5).train()
     with torch.inference_mode():
-        found = stacked(logit_planes(torch.ones(1, 16, 8, 8), noisy, roi_size=(8, 8, 8), overlap=0.0), (16, 8, 8), 0)
+        windows = Windows(roi_size=(8, 8, 8), overlap=0.0)
+        found = stacked(logit_planes(torch.ones(1, 16, 8, 8), noisy, windows), (16, 8, 8), 0)
     assert not torch.equal(found[:, :8], found[:, 8:])
 
 
@@ -178,7 +186,7 @@ def test_a_pointwise_network_gives_the_same_labels_for_every_tiling() -> None:
     for axis, roi, overlap, batch in itertools.product(range(3), (8, 13, 40), (0.0, 0.6), (1, 4)):
         with torch.inference_mode():
             planes = logit_planes(
-                image, network, roi_size=(roi, roi, roi), overlap=overlap, sw_batch_size=batch, axis=axis
+                image, network, Windows(roi_size=(roi, roi, roi), overlap=overlap, sw_batch_size=batch), axis=axis
             )
             logits = stacked(planes, (21, 18, 25), axis)
         found.add(_export(logits, (30, 18, 20), (0.7, 1.0, 1.25), axis).tobytes())
@@ -190,8 +198,7 @@ def test_planes_leave_as_soon_as_no_window_reaches_them_and_the_network_is_not_a
     planes = logit_planes(
         torch.rand(1, 32, 8, 8),
         _network(1, 2),
-        roi_size=(8, 8, 8),
-        overlap=0.5,
+        Windows(roi_size=(8, 8, 8), overlap=0.5),
         progress=lambda n, _all: done.append(n),
     )
     next(planes)
@@ -219,6 +226,7 @@ def test_the_streamed_axis_is_the_first_unless_another_is_clearly_longer_in_wind
 def test_networks_that_hand_back_their_input_do_not_change_the_image() -> None:
     image = torch.rand(1, 12, 8, 8)
     before = image.clone()
-    found = stacked(logit_planes(image, lambda batch: batch, roi_size=(8, 8, 8), overlap=0.5), (12, 8, 8), 0)
+    windows = Windows(roi_size=(8, 8, 8), overlap=0.5)
+    found = stacked(logit_planes(image, lambda batch: batch, windows), (12, 8, 8), 0)
     assert torch.equal(image, before)
     torch.testing.assert_close(found, before)

@@ -19,11 +19,10 @@ from medseg.inference.preprocess import model_grid, preprocess
 from medseg.inference.resample import resample_linear
 from medseg.inference.segment import plane_axis, segment
 from medseg.inference.slice_inferer import SliceInferer
-from medseg.inference.sliding_window import sliding_window
+from medseg.inference.sliding_window import Windows, sliding_window
 from medseg.io.volume import Source, Volume
 from tests.builders import blob_scan, tiny_spec
 
-CPU = torch.device("cpu")
 REGIONS = (Region("whole", 1, 1), Region("core", 0, 2), Region("rim", 2, 3))
 CASES = {
     "one pass": ({}, ((),), False),
@@ -63,8 +62,7 @@ def _whole(image: Tensor, network: nn.Module, spec: BundleSpec) -> Tensor:
     if spec.slices is not None:
         logits = SliceInferer.of(spec)(image[None], network)[0]
     else:
-        settings = {key: getattr(spec, key) for key in ("roi_size", "overlap", "blend", "padding", "padding_value")}
-        logits = sliding_window(image, network, **settings)
+        logits = sliding_window(image, network, replace(Windows.of(spec), sw_batch_size=1))
     return logits.sigmoid() if spec.activation == "sigmoid" else logits.softmax(0)
 
 
@@ -76,7 +74,7 @@ def test_labels_and_probabilities_are_those_of_whole_volumes(name: str) -> None:
     network, case = _network(spec), preprocess(_volume(), spec)
     seen: list[tuple[int, int]] = []
     found = segment(
-        case, network, spec, CPU, flips=flips, probabilities=keep, progress=lambda done, all_: seen.append((done, all_))
+        case, network, spec, flips=flips, probabilities=keep, progress=lambda done, all_: seen.append((done, all_))
     )
     dims = [tuple(1 + axis for axis in one) for one in flips]
     mean = torch.stack([_whole(case.image.flip(one), network, spec).flip(one) for one in dims]).mean(0)
@@ -140,10 +138,10 @@ volume = Volume(np.zeros((1, 90, 90, 260), np.float32), np.diag([1.0, 1.0, 1.0, 
 volume.data[..., 20:70, 20:70, :] = np.random.default_rng(0).normal(size=(50, 50, 260))
 plan = memory_plan(volume.shape, volume.affine, spec)
 network = _network(spec)
-segment(preprocess(volume, spec), network, spec, torch.device("cpu"))  # everything is loaded
+segment(preprocess(volume, spec), network, spec)  # everything is loaded
 Path("/proc/self/clear_refs").write_text("5")
 before = memory("VmRSS")
-segment(preprocess(volume, spec), network, spec, torch.device("cpu"))
+segment(preprocess(volume, spec), network, spec)
 print(memory("VmHWM") - before, plan.total)
 """
 
