@@ -14,11 +14,11 @@ from monai import transforms
 from monai.inferers import SlidingWindowInferer
 from numpy.typing import NDArray
 
+from medseg.benchmark.cost import windows_of
 from medseg.benchmark.meter import Meter, NetworkClock
 from medseg.bundles.load import Bundle
 from medseg.bundles.spec import BundleSpec, config_of
 from medseg.inference.slice_inferer import SliceInferer
-from medseg.inference.sliding_window import window_count
 from medseg.networks.registry import names
 
 
@@ -53,7 +53,7 @@ def run_monai(
     meter.begin("network")
     image = data["image"].to(device)
     with torch.inference_mode():
-        data["pred"] = _inferer(spec)(image[None], network)[0]
+        data["pred"] = _inferer(spec)(image[None], network)[0] / spec.calibration.temperature
     meter.begin("restore")
     restored = back(data)["pred"]
     labels = _labels(restored, spec)
@@ -61,10 +61,7 @@ def run_monai(
     written: Any = nib.Nifti1Image(labels, np.asarray(restored.affine))  # type: ignore[no-untyped-call]
     nib.save(written, output)
     meter.end()
-    shape = image.shape[1:]
-    if spec.slices is not None:
-        return SliceInferer.of(spec).window_count(shape)
-    return window_count(shape, spec.roi_size, spec.overlap)
+    return windows_of(spec, image.shape[1:])
 
 
 def _preprocessing(spec: BundleSpec) -> list[Any]:

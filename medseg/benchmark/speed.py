@@ -18,20 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import medseg
 from medseg.benchmark.agreement import Agreement, file_agreement
+from medseg.benchmark.failure import error_of, last_line
 from medseg.benchmark.machine import cpu_name, environment, load_average
 from medseg.benchmark.run import PACKAGES, Answer, Engine, Request, Run
 from medseg.benchmark.subject import Subject
-from medseg.errors import BundleError, DeviceError, InputError, MedsegError, MemoryBudgetError, OutputError, UsageError
 from medseg.io import geometry
 from medseg.io.read import read_labels
 
 Progress = Callable[[str], None]
 """Called with one line before each run."""
-
-_ERRORS: dict[int, type[MedsegError]] = {
-    error.exit_code: error
-    for error in (UsageError, InputError, BundleError, MemoryBudgetError, OutputError, DeviceError)
-}
 
 
 class _Strict(BaseModel):
@@ -180,7 +175,7 @@ def benchmark_speed(
                 )
                 answer = _ask(request)
                 if answer.run is None and pipeline.engine == "medseg":
-                    raise _error(answer)
+                    raise error_of(answer.error, answer.exit_code)
                 pipeline.error = answer.error
                 if number:
                     pipeline.answers.append(answer)
@@ -225,16 +220,7 @@ def _ask(request: Request) -> Answer:
     lines = done.stdout.splitlines()
     if done.returncode == 0 and lines:
         return Answer.model_validate_json(lines[-1])
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    why = said[-1].strip() if said else "no word of why"
-    return Answer(error=f"the process ended with {done.returncode}: {why}", exit_code=1)
-
-
-def _error(answer: Answer) -> MedsegError:
-    """The failure of the pipeline that is measured, as it would be raised in this process."""
-    subject, _, rest = answer.error.partition(": ")
-    problem, _, remedy = rest.partition("; ")
-    return _ERRORS.get(answer.exit_code, MedsegError)(subject, problem, remedy)
+    return Answer(error=f"the process ended with {done.returncode}: {last_line(done.stderr)}", exit_code=1)
 
 
 def _baseline(pipeline: _Pipeline, ours: Sequence[Run], labels: Path) -> Baseline:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medseg.bundles.locate import DEFAULT_BUNDLE
-from medseg.errors import UsageError
+from medseg.errors import InputError, PartialError, UsageError
 
 if TYPE_CHECKING:
+    from medseg.benchmark.accuracy import AccuracyReport
     from medseg.benchmark.speed import SpeedReport
     from medseg.benchmark.subject import Subject
 
@@ -125,6 +128,166 @@ def speed(
     _print_speed(report)
     if target is not None:
         print(f"figures: {target.path}")
+
+
+@app.command()
+def accuracy(
+    data: Annotated[Path, typer.Option("--data", help="Labelled cases in the Decathlon's or nnU-Net's raw layout.")],
+    bundle: Annotated[
+        list[str], typer.Option("-b", "--bundle", help="Bundle or ensemble: a name or a folder; once for each.")
+    ],
+    *,
+    split: Annotated[
+        Path | None, typer.Option(help="JSON file with a list of case names for each part; without it all cases.")
+    ] = None,
+    part: Annotated[str, typer.Option(help="Part of the split.")] = "val",
+    baseline: Annotated[
+        str | None, typer.Option(help="The bundle that the others are tested against; default: the first.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Page to write, e.g. docs/leaderboard.md; its plot beside it.")
+    ] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write every case's figures to this JSON file.")] = None,
+    device: Device = "cpu",
+    threads: Threads = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score bundles on the same labelled cases, and say what they cost.
+
+    Dice with its 95 % interval, HD95, NSD and volume error for each label; parameters, multiply-accumulates, seconds
+    and memory in the same run; a test of each bundle against the baseline. Each bundle has a process of its own, and
+    they take turns, case after case. The page needs matplotlib: pip install 'medseg[benchmark]'.
+
+    To try:
+
+    - medseg benchmark accuracy --data Task04_Hippocampus --split split.json -b one -b other -o docs/leaderboard.md
+
+    Exit codes: 0 done, 2 usage, 3 data, 4 bundle, 6 output, 7 written, but some cases have no scores, 8 matplotlib.
+    """
+    from medseg.benchmark.plot import plot_png, require_matplotlib
+    from medseg.io.split import read_part
+    from medseg.io.write import OutputSet, reserve
+    from medseg.training.dataset import read_dataset
+
+    inputs = [path for path in (data, split) if path is not None]
+    page = None if output is None else reserve(output, overwrite=overwrite, inputs=inputs, suffixes=(".md",))
+    picture = None
+    if output is not None:
+        require_matplotlib()
+        picture = reserve(output.with_suffix(".png"), overwrite=overwrite)
+    figures = None if json_ is None else reserve(json_, overwrite=overwrite, inputs=inputs, suffixes=(".json",))
+    found = read_dataset(data)
+    if found.ignore is not None:
+        raise InputError(data, f"label {found.ignore} marks voxels to be ignored", "use a data set without such voxels")
+    cases = found.cases if split is None else found.part(read_part(split, part))
+
+    from medseg.benchmark.accuracy import benchmark_accuracy
+    from medseg.benchmark.leaderboard import leaderboard
+    from medseg.benchmark.machine import cores
+
+    with _lines(quiet=quiet) as say:
+        report = benchmark_accuracy(
+            found.name,
+            found.labels,
+            cases,
+            bundle,
+            baseline=baseline,
+            device=device,
+            threads=threads or cores(),
+            progress=lambda text, done, total: say(f"{done}/{total} {text}"),
+        )
+    chosen = (
+        f"all {len(cases)} labelled cases" if split is None else f"{len(cases)} cases, part `{part}` of `{split.name}`"
+    )
+    with OutputSet() as outputs:
+        if page is not None and picture is not None:
+            text = leaderboard(
+                report,
+                command=_command(data, bundle, split, part, baseline, output, threads),
+                data=f"{found.name}: {chosen}",
+                picture=picture.path.name,
+            )
+            outputs.add_bytes(page, text.encode())
+            outputs.add_bytes(picture, plot_png(report))
+        if figures is not None:
+            outputs.add_bytes(figures, report.to_json().encode())
+    _print_accuracy(report)
+    for one in (page, picture, figures):
+        if one is not None:
+            print(f"  {one.path}")
+    if report.failures:
+        raise PartialError(str(data), f"{report.failures} results are missing", "the page and the JSON name each")
+
+
+def _command(
+    data: Path,
+    bundles: list[str],
+    split: Path | None,
+    part: str,
+    baseline: str | None,
+    output: Path | None,
+    threads: int,
+) -> str:
+    """The command that decides the scores, as one would type it."""
+    words = ["medseg", "benchmark", "accuracy", "--data", str(data)]
+    words += [] if split is None else ["--split", str(split), "--part", part]
+    words += [word for bundle in bundles for word in ("--bundle", bundle)]
+    words += [] if baseline is None else ["--baseline", baseline]
+    words += ["--threads", str(threads)] if threads else []
+    words += [] if output is None else ["-o", str(output)]
+    return shlex.join(words)
+
+
+def _print_accuracy(report: AccuracyReport) -> None:
+    """Print a row for each bundle, and name the cases without scores."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("bundle", overflow="fold")
+    columns = (
+        "Dice",
+        "95 % from",
+        "to",
+        "worst",
+        "HD95 mm",
+        "NSD",
+        "p, Holm",
+        "M params",
+        "GMACs",
+        "s",
+        "MiB",
+        "cases",
+    )
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    p_values = {one.bundle: one.p_holm for one in report.comparisons}
+    for one in report.bundles:
+        cells = (
+            one.name,
+            *(number(value, ".4f") for value in (one.dice.mean, one.dice.low, one.dice.high, one.dice.worst)),
+            number(one.hd95_mm, ".2f"),
+            number(one.nsd, ".4f"),
+            "baseline" if one.name == report.baseline else number(p_values.get(one.name), ".4f"),
+            f"{one.parameters / 1e6:.2f}",
+            number(one.gmacs_case, ".1f"),
+            number(one.seconds_case, ".2f"),
+            f"{one.peak_rss_mib:.0f}",
+            f"{len(one.cases)} of {len(report.cases)}",
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(80, Console(width=1000).measure(table).maximum))
+    console.print(table)
+    for one in report.bundles:
+        for failed in one.failed:
+            print(f"warning: {one.name}: {failed.case}: {failed.problem}", file=sys.stderr)
 
 
 def _random(
