@@ -27,6 +27,8 @@ ENSEMBLE = "ensemble"
 """The section of inference.json that names the members of an ensemble."""
 
 _VOLUMES, _SLICES = "SlidingWindowInferer", "medseg.inference.SliceInferer"
+# Standard deviations on either side of the mean that hold nine tenths of a normal distribution.
+_NINE_OF_TEN = 1.645
 _MAX_JSON_BYTES = 1_000_000
 _MAX_NESTING = 32
 
@@ -144,6 +146,12 @@ class DiceFit:
     deviation: float
     cases: int
 
+    def predict(self, score: float) -> tuple[float, float, float]:
+        """The mean Dice of a case of this score, and the interval that holds nine of ten such cases."""
+        mean, reach = self.intercept + self.slope * score, _NINE_OF_TEN * self.deviation
+        low, middle, high = (min(max(value, 0.0), 1.0) for value in (mean - reach, mean, mean + reach))
+        return middle, low, high
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -157,6 +165,30 @@ class Calibration:
 
     temperature: float = 1.0
     dice: DiceFit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A term of a terminology: its code value, the terminology's designator ("SCT" for SNOMED CT) and the meaning."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCode:
+    """What a label is, in the terms of DICOM Segmentation.
+
+    Attributes:
+        category: e.g. 91723000, SCT, Anatomical Structure.
+        type: e.g. 64033007, SCT, Kidney.
+        modifier: of the type, e.g. 7771000, SCT, Left.
+    """
+
+    category: Code
+    type: Code
+    modifier: Code | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +216,7 @@ class BundleSpec:
         regions: with sigmoid, how the channels become labels: each in turn paints over the ones before it.
         suitability: what the bundle was trained on.
         calibration: temperature and prediction of the Dice, where they were fitted.
+        codes: of the labels that state one, by value.
     """
 
     network: str
@@ -206,6 +239,7 @@ class BundleSpec:
     regions: tuple[Region, ...] = ()
     suitability: Suitability = field(default_factory=Suitability)
     calibration: Calibration = Calibration()
+    codes: Mapping[int, LabelCode] = field(default_factory=dict)
 
     @property
     def in_channels(self) -> int:
@@ -339,6 +373,7 @@ def parse_spec(metadata: Mapping[str, Any], config: Mapping[str, Any], where: Pa
                 tolerance=float(suitable.get("tolerance", 1.5)),
             ),
             calibration=parse_calibration(own.get("calibration", {})),
+            codes={int(value): _label_code(terms) for value, terms in own.get("codes", {}).items()},
         )
     except (KeyError, TypeError, ValueError) as err:
         raise BundleError(where, f"field missing or malformed ({err!r})", "compare with a shipped bundle") from err
@@ -498,6 +533,12 @@ def _slices(inferer: Mapping[str, Any]) -> SliceSpec | None:
     if found.axis not in (0, 1, 2) or found.neighbours < 0:
         raise ValueError(f"axis {found.axis}, neighbours {found.neighbours}")
     return found
+
+
+def _label_code(terms: Mapping[str, Any]) -> LabelCode:
+    """A label's code of ``medseg.codes``: category, type and perhaps modifier, each [value, scheme, meaning]."""
+    named = {key: Code(*(str(part) for part in parts)) for key, parts in terms.items()}
+    return LabelCode(**named)
 
 
 def _triple(values: Any, kind: Any) -> Any:

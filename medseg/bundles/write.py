@@ -90,6 +90,7 @@ def metadata_config(spec: BundleSpec, described: Mapping[str, Any]) -> dict[str,
             "mirror_axes": list(spec.mirror_axes),
             **_overlapping(spec),
             **calibration_config(spec.calibration),
+            **_codes(spec),
             "suitability": {
                 "extent_mm": suitable.extent_mm,
                 "spacing_mm": suitable.spacing_mm,
@@ -106,6 +107,18 @@ def _overlapping(spec: BundleSpec) -> dict[str, Any]:
     return {
         "labels": {str(value): name for value, name in spec.labels.items()},
         "regions": [{"channel": region.channel, "label": region.label} for region in spec.regions],
+    }
+
+
+def _codes(spec: BundleSpec) -> dict[str, Any]:
+    """The entry ``codes``: of each coded label its terms as [value, scheme, meaning]; none where no label has one."""
+    if not spec.codes:
+        return {}
+    return {
+        "codes": {
+            str(value): {key: list(term.values()) for key, term in asdict(code).items() if term is not None}
+            for value, code in spec.codes.items()
+        }
     }
 
 

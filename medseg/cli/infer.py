@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 def infer(
     scans: Annotated[
         list[Path],
-        typer.Argument(help="Scan (.nii, .nii.gz, .mha, .mhd, .nrrd); for several channels one file each, in order."),
+        typer.Argument(
+            help="Scan: .nii, .nii.gz, .mha, .mhd, .nrrd, DICOM folder, file or .zip; one for each channel, in order."
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -61,6 +63,19 @@ def infer(
     volume: Annotated[
         int | None, typer.Option("--volume", min=0, help="Which volume of a 4D file to take, counted from 0.")
     ] = None,
+    series: Annotated[
+        str | None,
+        typer.Option(help="DICOM series: its number in the list of medseg inspect, its UID or a part of it."),
+    ] = None,
+    fix_gantry_tilt: Annotated[
+        bool, typer.Option("--fix-gantry-tilt", help="Resample a DICOM series of a tilted gantry to right angles.")
+    ] = False,
+    dicom_seg: Annotated[
+        Path | None, typer.Option(help="Also write a DICOM Segmentation of a DICOM scan to this .dcm file.")
+    ] = None,
+    rtstruct: Annotated[
+        Path | None, typer.Option(help="Also write a DICOM RT Structure Set of a DICOM scan to this .dcm file.")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Go on although the scan is not what the bundle was trained on.")
     ] = False,
@@ -80,6 +95,7 @@ def infer(
     - medseg infer scan.nii.gz
     - medseg infer scan.nii.gz -o results --probabilities --statistics volumes.csv
     - medseg infer t1.nii.gz t2.nii.gz --bundle two_channels --json
+    - medseg infer study/ --series 2 --dicom-seg study_seg.dcm --rtstruct study_rt.dcm
     - medseg infer scan.nii.gz --bundle one --bundle two --weight 2 --weight 1 --uncertainty unsure.nii.gz
 
     Exit codes: 0 done, 2 usage, 3 scan, 4 bundle or unsuitable scan, 5 memory, 6 output, 8 device.
@@ -93,6 +109,8 @@ def infer(
         probabilities=probabilities,
         statistics=statistics,
         uncertainty=uncertainty,
+        dicom_seg=dicom_seg,
+        rtstruct=rtstruct,
     )
     with _Display(quiet=quiet or json_) as display:
         display.stage("load medseg", 0, 1)
@@ -110,6 +128,9 @@ def infer(
             uncertainty=uncertainty is not None,
             force=force,
             volume_index=volume,
+            series=series,
+            fix_gantry_tilt=fix_gantry_tilt,
+            refer=dicom_seg is not None or rtstruct is not None,
             progress=display.stage,
         )
         display.stage("write", 0, 1)

@@ -15,8 +15,10 @@ class InputRecord(_Strict):
     """The scan. Files are named without their folder, and nothing of the header's text is kept."""
 
     files: tuple[str, ...] = Field(description="File names as given, without folders.")
-    sha256: str = Field(description="SHA-256 of the files' bytes, in order.")
-    format: str = Field(description="nifti or itk.")
+    sha256: str = Field(
+        description="SHA-256 of the files' bytes, in order; for DICOM, of the images' sorted hexadecimal SHA-256."
+    )
+    format: str = Field(description="nifti, itk or dicom.")
     shape: tuple[int, int, int] = Field(description="Voxels (X, Y, Z).")
     spacing_mm: tuple[float, float, float] = Field(description="Voxel size along the array's axes.")
     orientation: str = Field(description="Directions of the array's axes, e.g. RAS.")

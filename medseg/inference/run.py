@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import medseg
 from medseg.bundles.ensemble import Ensemble, Loadable, load_ensemble
 from medseg.bundles.load import Bundle
 from medseg.bundles.locate import DEFAULT_BUNDLE
-from medseg.bundles.spec import BundleSpec, DiceFit
+from medseg.bundles.spec import BundleSpec, DiceFit, LabelCode
 from medseg.errors import BundleError, MemoryBudgetError, UsageError
 from medseg.evaluation.volumes import LabelStatistics, label_statistics
 from medseg.inference.device import Predictor, available_memory, choose_device
@@ -42,6 +42,7 @@ from medseg.inference.record import (
 from medseg.inference.segment import Uncertainty, segment_together
 from medseg.inference.suitability import unsuitable
 from medseg.io import geometry
+from medseg.io.dicom import check_referable
 from medseg.io.read import read_volume
 from medseg.io.volume import Volume
 from medseg.io.write import reserve, write_labels
@@ -70,6 +71,7 @@ class Result:
         uncertainty: (X, Y, Z) float32 when asked for, else None: entropy of each voxel, 0 (sure) to 1.
         mutual_information: (X, Y, Z) float32, the part of it that comes from the disagreement of several passes; None
             for a single pass.
+        codes: of the labels for which the bundle states one.
     """
 
     label_map: NDArray[np.integer]
@@ -81,6 +83,7 @@ class Result:
     volume: Volume
     uncertainty: NDArray[np.float32] | None = None
     mutual_information: NDArray[np.float32] | None = None
+    codes: Mapping[int, LabelCode] = field(default_factory=dict)
 
     def with_outputs(self, written: Mapping[str, str]) -> Result:
         """The same result, its record naming the files that were written: kind to file name."""
@@ -109,6 +112,9 @@ def infer(
     uncertainty: bool = False,
     force: bool = False,
     volume_index: int | None = None,
+    series: str | None = None,
+    fix_gantry_tilt: bool = False,
+    refer: bool = False,
     volume: Volume | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -125,6 +131,9 @@ def infer(
         uncertainty: also work out how sure each voxel is, and a score of the case.
         force: go on with a scan that is not what the bundle was trained on; the record keeps the warning.
         volume_index: which volume of a 4D file, for a bundle of one channel.
+        series: which series of a DICOM folder or archive, see `read_volume`.
+        fix_gantry_tilt: resample a sheared DICOM series to right angles instead of refusing it.
+        refer: refuse a scan that DICOM outputs cannot refer to.
         volume: what `read_volume` made of `scan`, when that is already done.
         progress: called as the work goes on.
 
@@ -145,7 +154,15 @@ def infer(
         networks = [_network(member.bundle, placement) for member in loaded.members]
     with clock("read"):
         if volume is None:
-            volume = read_volume(scan, channels=loaded.spec.in_channels, volume_index=volume_index)
+            volume = read_volume(
+                scan,
+                channels=loaded.spec.in_channels,
+                volume_index=volume_index,
+                series=series,
+                fix_gantry_tilt=fix_gantry_tilt,
+            )
+        if refer:
+            check_referable(volume)
         warnings = list(volume.source.warnings)
         outside = list(dict.fromkeys(found for spec in specs for found in unsuitable(volume, spec)))
         if outside and not force:
@@ -218,6 +235,7 @@ def infer(
         volume,
         None if sure is None else sure.entropy,
         None if sure is None else sure.mutual_information,
+        loaded.spec.codes,
     )
 
 
@@ -357,7 +375,7 @@ def _input_record(scan: str | Path | Sequence[str | Path], volume: Volume) -> In
     paths = [scan] if isinstance(scan, str | Path) else scan
     x, y, z = (round(float(value), 6) for value in geometry.spacing(volume.affine))
     return InputRecord(
-        files=tuple(Path(path).name for path in paths),
+        files=tuple(Path(path).name or Path(path).resolve().name for path in paths),
         sha256=volume.source.sha256,
         format=volume.source.format,
         shape=volume.shape,

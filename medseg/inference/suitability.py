@@ -30,6 +30,9 @@ def unsuitable(volume: Volume, spec: BundleSpec) -> list[str]:
         found += _outside("field of view", geometry.extent_mm(shape, turned), suitable.extent_mm, suitable.tolerance)
     if suitable.spacing_mm is not None:
         found += _outside("voxel size", geometry.spacing(turned), suitable.spacing_mm, suitable.tolerance)
+    stated = volume.source.dicom.modality if volume.source.dicom is not None else ""
+    if stated and suitable.modality and stated != suitable.modality:
+        return [*found, f"modality {stated} instead of {suitable.modality}"]
     lowest = float(volume.data.min())
     if suitable.modality == "MR" and lowest < _AIR_HU:
         found.append(f"intensities down to {lowest:.0f} look like CT instead of MR")

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import InputError, MemoryBudgetError
+from medseg.errors import InputError, MemoryBudgetError, UsageError
 from medseg.io import checks, geometry
 from medseg.io.archive import is_archive, unpacked
 from medseg.io.pixels import PixelError, stored_values
 from medseg.io.series import Contents, Frame, Series, choose_series, list_series, public_name
-from medseg.io.stack import TILT_DEGREES, Stack, stack
+from medseg.io.stack import OFF_LINE, TILT_DEGREES, UNEVEN_MM, Stack, stack
 from medseg.io.volume import DicomFrames, Source, Volume
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ def read(
             warnings += checks.check_grid(path, found.shape, found.affine)
         frames = [found.volumes[number] for number in wanted]
         data = _voxels(root, path, frames, found.shape, digest, invert=_inverts(chosen, warnings))
+        files = tuple(frame.path.relative_to(root) for frame in frames[0])
     warnings += checks.make_finite(path, data)
     affine, shear = found.affine, (0.0, 0.0)
     if fix_gantry_tilt and found.tilt_degrees > TILT_DEGREES:
@@ -75,7 +76,7 @@ def read(
             *checks.check_grid(path, data.shape[1:], affine),
         ]
     origin = DicomFrames(
-        files=tuple(frame.path.relative_to(root) if root.is_dir() else Path() for frame in frames[0]),
+        files=files,
         numbers=tuple(frame.number for frame in frames[0]),
         shape=found.shape,
         affine=found.affine,
@@ -108,6 +109,52 @@ def opened(path: Path) -> Iterator[Path]:
     else:
         with unpacked(path) as folder:
             yield folder
+
+
+def check_referable(volume: Volume) -> None:
+    """Refuse a scan that no other DICOM object can refer to.
+
+    Raises:
+        UsageError: the scan is not DICOM.
+        InputError: its images lack identifiers.
+    """
+    origin, path = volume.source.dicom, volume.source.path
+    if origin is None:
+        raise UsageError("--dicom-seg, --rtstruct", f"{path} is not DICOM", "they refer to the images of a DICOM scan")
+    if not origin.referable:
+        problem = "identifiers are missing (UID of study, series, image, storage class or frame of reference)"
+        raise InputError(path, problem + ", which DICOM SEG and RTSTRUCT refer to", "write NIfTI instead")
+
+
+def source_images(volume: Volume) -> list[Any]:
+    """The headers of the images that a volume was read from, in the order of its slices; one for a multi-frame file.
+
+    Returns:
+        pydicom datasets without pixels. They hold the patient's identity and are for DICOM outputs only.
+
+    Raises:
+        ValueError: the volume is not from DICOM.
+        InputError: a file is gone or cannot be read any more.
+    """
+    import pydicom
+
+    origin, path = volume.source.dicom, volume.source.path
+    if origin is None:
+        raise ValueError(f"{volume.source.format} has no DICOM images")
+    with opened(path) as root:
+        found = []
+        for file in dict.fromkeys(root / name for name in origin.files):
+            try:
+                found.append(pydicom.dcmread(file, stop_before_pixels=True))
+            except Exception as err:  # pydicom raises whatever the bytes lead it to
+                problem = f"one of its images cannot be read any more ({type(err).__name__})"
+                raise InputError(path, problem, "keep the series in place until the work is done") from err
+    if len(found) == origin.shape[2]:
+        first = geometry.world(origin.affine, [(0, 0, z) for z in range(origin.shape[2])]) * (-1, -1, 1)
+        now = np.array([header.get("ImagePositionPatient") or (np.nan,) * 3 for header in found], dtype=np.float64)
+        if not np.abs(now - first).max() <= max(OFF_LINE * geometry.spacing(origin.affine)[2], UNEVEN_MM):
+            raise InputError(path, "its images are no longer those that were read", "segment the series again")
+    return found
 
 
 def on_source_grid(labels: NDArray[np.integer], volume: Volume) -> NDArray[np.integer]:

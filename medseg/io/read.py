@@ -147,36 +147,6 @@ def _reader(path: Path) -> Any:
     raise InputError(path, _no_format(suffix, head), "give a DICOM series, NIfTI, MetaImage or NRRD volume")
 
 
-def is_dicom_input(path: Path) -> bool:
-    """Whether `read_volume` would take a path for DICOM.
-
-    Raises:
-        InputError: as `read_volume`.
-    """
-    return str(_reader(path).__name__) == "medseg.io.dicom"
-
-
-def check_referable(path: Path, series: str | None) -> None:
-    """Refuse, before the work begins, a scan that DICOM outputs could not refer to.
-
-    Args:
-        path: as for `read_volume`.
-        series: as for `read_volume`.
-
-    Raises:
-        UsageError: the scan is not DICOM.
-        InputError: its identifiers were removed; or as `read_volume`.
-    """
-    if not is_dicom_input(path):
-        raise UsageError("--dicom-seg, --rtstruct", f"{path} is not DICOM", "they refer to the images of a DICOM scan")
-    from medseg.io import dicom
-    from medseg.io.series import choose_series
-
-    if not choose_series(dicom.listed(path), series, path).referable:
-        problem = "identifiers are missing (Study, Series, SOP Instance or SOP Class UID)"
-        raise InputError(path, problem + ", which DICOM SEG and RTSTRUCT refer to", "write NIfTI instead")
-
-
 def _no_format(suffix: str, head: bytes) -> str:
     """What to say of bytes that no format begins with."""
     expected = {

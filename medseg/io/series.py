@@ -377,7 +377,7 @@ def _series(members: Sequence[tuple[Path, Any]], localisers: Mapping[str, int]) 
     first = members[0][1]
     frames = tuple(frame for file, header in members for frame in _frames(file, header))
     uid = _text(first, "SeriesInstanceUID")
-    needed = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+    needed = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
     return Series(
         uid=uid,
         number=int(first.SeriesNumber) if _text(first, "SeriesNumber") else None,

@@ -24,10 +24,12 @@ UNEVEN = 0.01
 UNEVEN_MM = 0.02
 """Steps that differ by less are equal: scanners round positions."""
 
+OFF_LINE = 0.1
+"""Share of the step by which a slice may lie beside the straight line through the first and the last."""
+
 TILT_DEGREES = 0.1
 """Angle between the step from slice to slice and the slices' normal from which on a series counts as sheared."""
 
-_OFF_LINE = 0.1
 _ORIENTATION = 1e-4
 _SPLIT_SHARE = 0.8
 _SAME_PLACE_MM = 1e-3
@@ -97,7 +99,7 @@ def stack(frames: Sequence[Frame], root: Path, shown: Path) -> Stack:
     length = float(np.linalg.norm(step))
     line = placed[0] + np.arange(len(placed))[:, None] * step
     off = float(np.linalg.norm(placed - line, axis=1).max())
-    if off > max(_OFF_LINE * length, UNEVEN_MM):
+    if off > max(OFF_LINE * length, UNEVEN_MM):
         raise InputError(shown, f"its slices do not lie on a straight line, up to {off:.3g} mm beside it", _AGAIN)
     tilt = float(np.degrees(np.arccos(np.clip(step @ normal / length, -1.0, 1.0))))
     spacing = kept[0].pixel_spacing or (0.0, 0.0)

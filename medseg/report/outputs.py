@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medseg.inference.run import Result
-from medseg.io.files import split_suffix
+from medseg.io.dicom import check_referable
+from medseg.io.files import case_name, split_suffix
+from medseg.io.series import is_dicom
 from medseg.io.write import NIFTI_SUFFIXES, OutputSet, Target, reserve
 
 
@@ -25,6 +27,8 @@ class Outputs:
         statistics: CSV of the labels' measurements, or None when not asked for.
         uncertainty: NIfTI of each voxel's entropy, or None when not asked for.
         mutual_information: NIfTI beside it, written where there are several passes.
+        dicom_seg: DICOM Segmentation, or None when not asked for.
+        rtstruct: DICOM RT Structure Set, or None when not asked for.
     """
 
     labels: Target
@@ -34,6 +38,8 @@ class Outputs:
     statistics: Target | None = None
     uncertainty: Target | None = None
     mutual_information: Target | None = None
+    dicom_seg: Target | None = None
+    rtstruct: Target | None = None
 
     def paths(self) -> dict[str, Path]:
         """Kind to path of every file that may be written."""
@@ -45,6 +51,8 @@ class Outputs:
             "statistics": self.statistics,
             "uncertainty": self.uncertainty,
             "mutual_information": self.mutual_information,
+            "dicom_seg": self.dicom_seg,
+            "rtstruct": self.rtstruct,
         }
         return {kind: target.path for kind, target in targets.items() if target is not None}
 
@@ -57,6 +65,8 @@ def reserve_outputs(
     probabilities: bool = False,
     statistics: Path | None = None,
     uncertainty: Path | None = None,
+    dicom_seg: Path | None = None,
+    rtstruct: Path | None = None,
 ) -> Outputs:
     """Choose the names of all outputs of a case and check that they can be written, before the work begins.
 
@@ -67,15 +77,16 @@ def reserve_outputs(
         probabilities: also a probability map.
         statistics: also a CSV file of this name.
         uncertainty: also a map of this name, and perhaps a second one whose name ends in ``_mi``.
+        dicom_seg: also a DICOM Segmentation of this name.
+        rtstruct: also a DICOM RT Structure Set of this name.
 
     Raises:
         OutputError: a folder is missing or not writable, or an output exists. UsageError: not a NIfTI suffix, or
             an output is an input.
     """
-    stem, _ = split_suffix(scans[0])
-    name = f"{stem}_seg.nii.gz"
+    name = f"{case_name(scans[0])}_seg.nii.gz"
     if output is None:
-        labels = scans[0].parent / name
+        labels = (scans[0] if scans[0].name not in {"", ".."} else scans[0].resolve()).parent / name
     elif output.is_dir() or not output.suffix:
         labels = output / name
     else:
@@ -83,7 +94,11 @@ def reserve_outputs(
     names = outputs_beside(labels, probabilities=probabilities)
 
     def checked(path: Path, *suffixes: str) -> Target:
-        return reserve(path, overwrite=overwrite, inputs=scans, suffixes=suffixes)
+        # A DICOM file in the folder of the scan may be one of its images.
+        image = (
+            [path] if is_dicom(path) and any(path.resolve().is_relative_to(scan.resolve()) for scan in scans) else []
+        )
+        return reserve(path, overwrite=overwrite, inputs=[*scans, *image], suffixes=suffixes)
 
     return Outputs(
         labels=checked(labels, *NIFTI_SUFFIXES),
@@ -93,16 +108,27 @@ def reserve_outputs(
         statistics=checked(statistics, ".csv") if statistics is not None else None,
         uncertainty=checked(uncertainty, *NIFTI_SUFFIXES) if uncertainty is not None else None,
         mutual_information=checked(_second_map(uncertainty)) if uncertainty is not None else None,
+        dicom_seg=checked(dicom_seg, ".dcm") if dicom_seg is not None else None,
+        rtstruct=checked(rtstruct, ".dcm") if rtstruct is not None else None,
     )
 
 
-def outputs_beside(labels: Path, *, probabilities: bool = False, uncertainty: bool = False) -> Outputs:
+def outputs_beside(
+    labels: Path,
+    *,
+    probabilities: bool = False,
+    uncertainty: bool = False,
+    dicom_seg: bool = False,
+    rtstruct: bool = False,
+) -> Outputs:
     """The names of a case's outputs, unchecked; what is there may be replaced.
 
     Args:
         labels: the label map's name, which the other names follow.
         probabilities: also a probability map.
         uncertainty: also maps of uncertainty.
+        dicom_seg: also a DICOM Segmentation.
+        rtstruct: also a DICOM RT Structure Set.
     """
     base, _ = split_suffix(labels)
 
@@ -116,6 +142,8 @@ def outputs_beside(labels: Path, *, probabilities: bool = False, uncertainty: bo
         probabilities=beside("_probabilities.nii.gz") if probabilities else None,
         uncertainty=beside("_uncertainty.nii.gz") if uncertainty else None,
         mutual_information=beside("_uncertainty_mi.nii.gz") if uncertainty else None,
+        dicom_seg=beside(".dcm") if dicom_seg else None,
+        rtstruct=beside("_rtstruct.dcm") if rtstruct else None,
     )
 
 
@@ -133,9 +161,11 @@ def write_outputs(result: Result, outputs: Outputs) -> Result:
 
     Raises:
         OutputError: something cannot be written; nothing is left behind.
+        UsageError: DICOM outputs of a scan that is not DICOM.
     """
     from medseg.report.preview import render_preview
 
+    dicom = _dicom_outputs(result, outputs)
     if result.mutual_information is None:
         outputs = replace(outputs, mutual_information=None)
     written = {kind: path.name for kind, path in outputs.paths().items()}
@@ -163,7 +193,31 @@ def write_outputs(result: Result, outputs: Outputs) -> Result:
                 files.add_fractions(target, values, result.volume)
         if outputs.statistics is not None:
             files.add_bytes(outputs.statistics, statistics_csv(result).encode())
+        for target, packed in dicom:
+            files.add_bytes(target, packed)
     return result
+
+
+def _dicom_outputs(result: Result, outputs: Outputs) -> list[tuple[Target, bytes]]:
+    """The DICOM objects that were asked for.
+
+    Raises:
+        UsageError: the scan is not DICOM.
+        InputError: its images cannot be referred to, or are gone.
+    """
+    found: list[tuple[Target, bytes]] = []
+    if outputs.dicom_seg is None and outputs.rtstruct is None:
+        return found
+    check_referable(result.volume)
+    if outputs.dicom_seg is not None:
+        from medseg.report.dicom_seg import dicom_seg
+
+        found.append((outputs.dicom_seg, dicom_seg(result)))
+    if outputs.rtstruct is not None:
+        from medseg.report.rtstruct import rtstruct
+
+        found.append((outputs.rtstruct, rtstruct(result)))
+    return found
 
 
 def statistics_csv(result: Result) -> str:
@@ -177,7 +231,7 @@ def statistics_csv(result: Result) -> str:
         + [f"{end}_{axis}" for axis in axes for end in ("first", "last")]
         + ["components"]
     )
-    case, _ = split_suffix(Path(result.record.input.files[0]))
+    case = case_name(result.volume.source.path)
     for label in result.statistics:
         centroid = label.centroid_mm or ("", "", "")
         box = [end for bounds in label.bounding_box or (("", ""),) * 3 for end in bounds]

@@ -1,0 +1,107 @@
+"""A label map as a DICOM Segmentation object on the images it was made from."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import medseg
+from medseg.io.dicom import on_source_grid, source_images
+from medseg.report.codes import label_code
+from medseg.report.palette import label_colours
+
+if TYPE_CHECKING:
+    from medseg.bundles.spec import Code
+    from medseg.inference.run import Result
+
+SERIES_NUMBER = 900
+_DESCRIPTION = "medseg, research use only"
+_TEXT = 64
+"""Longest text of the value representation LO."""
+
+
+def dicom_seg(result: Result) -> bytes:
+    """The file: one binary segment for each label of the bundle, found or not; frames without a voxel are left out.
+
+    Patient and study are those of the images, so that archives file it beside them.
+
+    Args:
+        result: of a DICOM scan; labels become segments 1, 2, ... in the order of their values.
+
+    Raises:
+        ValueError: the scan was not DICOM.
+        InputError: the images are no longer what they were.
+    """
+    import highdicom
+    from pydicom.sr.codedict import codes
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    hd: Any = highdicom
+    images = source_images(result.volume)
+    values = [value for value in result.labels if value != 0]
+    labels = on_source_grid(result.label_map, result.volume)
+    segments = np.zeros(int(max([*values, labels.max()])) + 1, dtype=np.uint16)
+    segments[values] = np.arange(1, len(values) + 1)
+    frames = segments[labels].transpose(2, 1, 0)
+    numbers = result.volume.source.dicom.numbers if result.volume.source.dicom is not None else ()
+    if len(images) == 1:  # one multi-frame file: its frames in their own order, other volumes of a 4D series empty
+        placed = np.zeros((int(images[0].NumberOfFrames), *frames.shape[1:]), dtype=np.uint16)
+        placed[list(numbers)] = frames
+        frames = placed
+    bundle = result.record.bundle
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name=bundle.name[:_TEXT],
+        version=(bundle.version or "unversioned")[:_TEXT],
+        family=codes.DCM.ArtificialIntelligence,
+        source=f"medseg {medseg.__version__}",
+    )
+    descriptions = []
+    for number, (value, colour) in enumerate(zip(values, label_colours(len(values)), strict=True), start=1):
+        code = label_code(value, result.labels[value], result.codes)
+        described = hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=result.labels[value][:_TEXT],
+            segmented_property_category=_concept(code.category),
+            segmented_property_type=_concept(code.type),
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+            display_color=hd.color.CIELabColor.from_rgb(*colour),
+        )
+        if code.modifier is not None:
+            described.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [
+                _concept(code.modifier)
+            ]
+        descriptions.append(described)
+    with warnings.catch_warnings():  # about values of the images' own elements, and about empty label maps
+        warnings.simplefilter("ignore")
+        made = hd.seg.Segmentation(
+            source_images=images,
+            pixel_array=frames,
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=descriptions,
+            series_instance_uid=hd.UID(),
+            series_number=SERIES_NUMBER,
+            sop_instance_uid=hd.UID(),
+            instance_number=1,
+            manufacturer="medseg",
+            manufacturer_model_name=bundle.name[:_TEXT],
+            software_versions=medseg.__version__,
+            device_serial_number="0",
+            content_label="RESEARCH",
+            content_description=f"Research use only; {bundle.name} {bundle.version}"[:_TEXT],
+            series_description=f"{_DESCRIPTION}; {bundle.name}"[:_TEXT],
+            transfer_syntax_uid=ExplicitVRLittleEndian,
+        )
+        packed = io.BytesIO()
+        made.save_as(packed)
+    return packed.getvalue()
+
+
+def _concept(code: Code) -> Any:
+    from highdicom.sr import CodedConcept
+
+    concept: Any = CodedConcept
+    return concept(code.value, code.scheme, code.meaning)
