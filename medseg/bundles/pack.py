@@ -87,9 +87,10 @@ def _hide_folders(train: Path) -> None:
     if train.is_file():
         content = read_json(train)
         training = content.get("training", {})
-        if training.get("weights"):
-            training["weights"] = Path(training["weights"]).name
-            train.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for key in ("weights", "bundle"):
+            if training.get(key):
+                training[key] = Path(training[key]).name
+        train.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_weights(source: Path, target: Path, *, half: bool) -> None:

@@ -12,15 +12,23 @@ import typer
 from medseg.errors import UsageError
 
 if TYPE_CHECKING:
+    from medseg.training.job import Start
     from medseg.training.loop import Progress
+
+_FEW = 6  # names of tensors that are printed; all of them are in the run's weights.txt
 
 
 def train(
+    context: typer.Context,
     data: Annotated[
         Path, typer.Option("--data", help="Folder in MSD or nnU-Net raw layout (dataset.json, imagesTr/, labelsTr/).")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; made if it is not there.")],
     *,
+    bundle: Annotated[
+        str | None,
+        typer.Option(help="Repeat this bundle's recipe: its network, preprocessing and settings; options win."),
+    ] = None,
     architecture: Annotated[str, typer.Option(help="Network: see medseg networks list.")] = "swin_unetr",
     network: Annotated[
         str, typer.Option(help='Arguments of the network as JSON, e.g. \'{"feature_size": 12, "window_size": 4}\'.')
@@ -37,8 +45,12 @@ def train(
         bool, typer.Option("--resume", help="Go on with the run in --output, stopped or killed.")
     ] = False,
     weights: Annotated[
-        Path | None, typer.Option(help="Start from these weights as far as they fit: a checkpoint or a model.pt.")
+        str | None,
+        typer.Option(help="Start from these weights as far as they fit: a bundle's name, a checkpoint or a model.pt."),
     ] = None,
+    freeze_encoder: Annotated[
+        int, typer.Option(min=0, help="Steps at the beginning in which the encoder keeps what --weights gave it.")
+    ] = 0,
     augment: Annotated[
         str, typer.Option(help='Augmentation that differs, as JSON, e.g. \'{"rotation": 0.1, "blur_probability": 0}\'.')
     ] = "{}",
@@ -73,8 +85,11 @@ def train(
     validate_every: Annotated[float, typer.Option(min=0.01, help="Minutes between two validations.")] = 5.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare crops; 0: none beside the main one.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all cores.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads, of all devices together; 0: all cores.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    devices: Annotated[
+        int, typer.Option(min=1, help="GPUs (or CPU processes) of this machine that share each batch.")
+    ] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")] = False,
 ) -> None:
     """Train a network on a folder of labelled cases.
@@ -83,6 +98,9 @@ def train(
     you know better). The run's folder is a bundle: medseg infer --bundle RUN works at any time, and
     medseg bundles pack RUN --name NAME makes a complete bundle of it. A run that was stopped or killed goes on
     with --resume as if nothing had happened.
+
+    With --bundle a paper's recipe is repeated on its data (medseg data list); the bundle's network and preprocessing
+    take the place of what would be derived.
 
     Example: medseg train --data Task04_Hippocampus -o runs/first --network '{"feature_size": 12}' --max-time 45m
     """
@@ -95,7 +113,8 @@ def train(
         "slice_axis": slice_axis,
         "neighbours": neighbours,
         "resize": resize,
-        "weights": None if weights is None else str(weights),
+        "weights": weights,
+        "freeze_encoder": freeze_encoder,
         "augmentation": _json("--augment", augment),
         "steps": steps,
         "max_minutes": _minutes(max_time),
@@ -111,8 +130,12 @@ def train(
         "seed": seed,
         "workers": workers,
     }
-    if steps is None and max_time is None:
+    if bundle is not None and not resume:
+        settings = _recipe(bundle, settings, context)
+    elif steps is None and max_time is None:
         settings["steps" if resume else "max_minutes"] = 1 if resume else 60.0
+    if freeze_encoder and settings["weights"] is None and not resume:
+        raise UsageError("--freeze-encoder", "there are no --weights to keep", "give --weights, or leave it out")
     import torch
     from pydantic import ValidationError
 
@@ -135,13 +158,41 @@ def train(
             part=part,
             resume=resume,
             device=device,
+            devices=devices,
             prepare=display.prepare,
+            started=display.start,
             report=display.step,
         )
     if not quiet:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in end.dice.items())
         print(f"{end.step} steps in {end.seconds / 60:.1f} min; held-out Dice: {scores or 'no held-out cases'}")
         print(f"run: {output}   next: medseg bundles pack {output} --name NAME")
+
+
+_OPTIONS = {"roi": "roi_size", "augment": "augmentation", "mirror": "mirror_axes", "ema": "ema_decay"} | {
+    "validate_every": "validate_minutes",
+    "max_time": "max_minutes",
+}
+
+
+def _recipe(bundle: str, given: dict[str, Any], context: typer.Context) -> dict[str, Any]:
+    """The settings of a bundle's train.json, replaced by the options that were written on the command line."""
+    from medseg.training.run import read_recipe
+
+    recipe = read_recipe(bundle)
+    written = {
+        _OPTIONS.get(name, name)
+        for name in context.params
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    }
+    if written & {"steps", "max_minutes"}:
+        recipe.update(steps=None, max_minutes=None)
+    if "slice_axis" in written or "neighbours" in written or "resize" in written:
+        raise UsageError("--bundle", "decides about slices", "leave out --slice-axis, --neighbours and --resize")
+    for name in written & set(given):
+        merged = name in ("network", "augmentation")  # JSON objects name what differs
+        recipe[name] = {**recipe.get(name, {}), **given[name]} if merged else given[name]
+    return {"weights": None, **recipe}
 
 
 def _json(option: str, text: str) -> dict[str, Any]:
@@ -187,6 +238,7 @@ class _Display:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         console = Console(stderr=True)
+        self._quiet = quiet
         self._plain = not quiet and not console.is_terminal
         self._reported = -1
         self._bar = Progress(
@@ -210,6 +262,20 @@ class _Display:
     def prepare(self, stage: str, done: int, total: int) -> None:
         """One more case prepared."""
         self._bar.update(self._task(stage), completed=done / max(total, 1), note=f"{done}/{total} cases")
+
+    def start(self, start: Start) -> None:
+        """What was taken of the weights to start from: counts, and the names where they are few."""
+        if self._quiet:
+            return
+        report = start.report
+        rows = (("taken", report.taken), ("adapted", report.adapted), ("left", report.left), ("unused", report.unused))
+        lines = [f"start: {start.weights}"]
+        for kind, names in rows:
+            lines.append(f"  {kind:<8}{len(names):>5}  {', '.join(names) if len(names) <= _FEW else ''}".rstrip())
+        if start.frozen:
+            lines.append(f"  {'frozen':<8}{start.frozen:>5}  the encoder, for the first {start.steps} steps")
+        lines += [f"  {note}" for note in report.notes]
+        self._bar.console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
     def step(self, progress: Progress, share: float) -> None:
         """One more optimiser step."""

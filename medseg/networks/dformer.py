@@ -517,6 +517,9 @@ def fit(size: Sequence[int], *, in_channels: int, out_channels: int, given: Mapp
     raise ValueError(f"D-Former: no legal window near {tuple(size)} with groups of {network.group_size}")
 
 
+ENCODER = ("model_down.patch_embed.", "model_down.layers.", "model_down.norm.")
+"""Prefixes of the encoder's tensors; `freeze_encoder` holds what a pretrained start gave them."""
+
 FACTS = Facts(
     title="D-Former",
     paper="Wu et al., D-Former: A U-shaped Dilated Transformer for 3D Medical Image Segmentation, 2022, "

@@ -134,6 +134,9 @@ def fit(size: Sequence[int], *, in_channels: int, out_channels: int, given: Mapp
     return Fit(arguments, tuple(window))
 
 
+ENCODER = ("input_block.", "downsamples.", "bottleneck.")
+"""Prefixes of the encoder's tensors; `freeze_encoder` holds what a pretrained start gave them."""
+
 FACTS = Facts(
     title="DynUNet",
     paper="Isensee et al., nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation, "

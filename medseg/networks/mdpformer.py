@@ -385,6 +385,9 @@ def fit(size: Sequence[int], *, in_channels: int, out_channels: int, given: Mapp
     return Fit(arguments, round_up([max(n, 2 * step) for n in size], step))
 
 
+ENCODER = ("s_path.encoder.",)
+"""Prefixes of the encoder's tensors; `freeze_encoder` holds what a pretrained start gave them."""
+
 FACTS = Facts(
     title="MDPFormer",
     paper="Zhou et al., Meta-information-aware Dual-path Transformer for Differential Diagnosis of Multi-type "

@@ -330,6 +330,9 @@ def fit(size: Sequence[int], *, in_channels: int, out_channels: int, given: Mapp
     return Fit({"num_classes": out_channels, **given}, round_up(size, DIVISOR))
 
 
+ENCODER = ("cnn.", "transformer.")
+"""Prefixes of the encoder's tensors; `freeze_encoder` holds what a pretrained start gave them."""
+
 FACTS = Facts(
     title="ParaTransCNN",
     paper="Sun et al., ParaTransCNN: Parallelized TransCNN Encoder for Medical Image Segmentation, 2024, "

@@ -144,6 +144,10 @@ def fit(size: Sequence[int], *, in_channels: int, out_channels: int, given: Mapp
     return Fit({"in_channels": in_channels, "out_channels": out_channels, **given}, round_up(size, _DIVISOR))
 
 
+ENCODER = ("vssm_encoder.layers.", "vssm_encoder.downsamples.")
+"""Prefixes of the encoder's tensors; `freeze_encoder` holds what a pretrained start gave them. As published, the patch
+embedding learns from the start."""
+
 FACTS = Facts(
     title="Swin-UMamba",
     paper="Liu et al., Swin-UMamba: Mamba-based UNet with ImageNet-based pretraining, 2024, arXiv 2402.03302",

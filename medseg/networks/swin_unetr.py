@@ -236,6 +236,9 @@ def fit(size: Sequence[int], *, in_channels: int, out_channels: int, given: Mapp
     return Fit({"in_channels": in_channels, "out_channels": out_channels, **given}, tuple(window))
 
 
+ENCODER = ("swinViT.",)
+"""Prefixes of the encoder's tensors; `freeze_encoder` holds what a pretrained start gave them."""
+
 FACTS = Facts(
     title="Swin UNETR",
     paper="Hatamizadeh et al., Swin UNETR: Swin Transformers for Semantic Segmentation of Brain Tumors in MRI Images, "

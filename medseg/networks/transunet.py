@@ -469,6 +469,9 @@ def fit(size: Sequence[int], *, in_channels: int, out_channels: int, given: Mapp
     return Fit({"img_size": edge, "num_classes": out_channels, "grid": [side, side], **given}, (edge, edge))
 
 
+ENCODER = ("transformer.",)
+"""Prefixes of the encoder's tensors; `freeze_encoder` holds what a pretrained start gave them."""
+
 FACTS = Facts(
     title="TransUNet",
     paper="Chen et al., TransUNet: Transformers Make Strong Encoders for Medical Image Segmentation, 2021, "

@@ -14,6 +14,7 @@ from monai.transforms import (
     RandFlipd,
     RandGaussianNoised,
     RandGaussianSmoothd,
+    RandRotate90d,
     RandScaleIntensityd,
     RandShiftIntensityd,
     RandSimulateLowResolutiond,
@@ -22,7 +23,9 @@ from monai.transforms import (
 )
 
 from medseg.bundles.spec import BundleSpec
+from medseg.errors import UsageError
 from medseg.training.config import TrainingConfig
+from medseg.training.losses import IGNORE
 
 _MARGIN = 1.3  # a crop is cut this much larger than the window, so that a rotation brings in real voxels
 
@@ -66,7 +69,11 @@ def crop_transform(config: TrainingConfig, spec: BundleSpec) -> Compose:
         SpatialPadd(keys="image", spatial_size=roi, value=spec.padding_value),
         SpatialPadd(keys="label", spatial_size=roi, value=0),
         RandSpatialCropd(keys=("image", "label"), roi_size=roi, random_size=False),
-        *(RandFlipd(keys=("image", "label"), prob=0.5, spatial_axis=axis) for axis in config.mirror_axes),
+        *(
+            RandFlipd(keys=("image", "label"), prob=chances.flip_probability, spatial_axis=axis)
+            for axis in config.mirror_axes
+        ),
+        *_quarter_turns(chances.rot90_probability, roi, flat),
         *([] if flat is None else [_SliceOut(flat)]),
         RandSimulateLowResolutiond(
             keys="image",
@@ -87,6 +94,15 @@ def crop_transform(config: TrainingConfig, spec: BundleSpec) -> Compose:
         RandGaussianNoised(keys="image", prob=chances.noise_probability, std=chances.noise_deviation),
     ]
     return Compose(steps)
+
+
+def _quarter_turns(probability: float, roi: Sequence[int], flat: int | None) -> list[RandRotate90d]:
+    first, second = [axis for axis in range(3) if axis != flat][:2]
+    if not probability:
+        return []
+    if roi[first] != roi[second]:
+        raise UsageError("rot90_probability", f"a window of {tuple(roi)} cannot be turned", "set it to 0 in --augment")
+    return [RandRotate90d(keys=("image", "label"), prob=probability, spatial_axes=(first, second))]
 
 
 def crop_size(spec: BundleSpec) -> tuple[int, int, int]:
@@ -111,9 +127,15 @@ class _SliceOut:
 
 
 def foreground_indices(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Flat indices of labelled and unlabelled voxels of a (1, X, Y, Z) label map."""
+    """Flat indices of labelled and unlabelled voxels of a (1, X, Y, Z) label map.
+
+    Where one kind is absent, the other stands for it; voxels to be ignored are neither, unless there are no others.
+    """
     flat = label.reshape(-1)
-    return np.flatnonzero(flat > 0), np.flatnonzero(flat == 0)
+    foreground, background = np.flatnonzero((flat > 0) & (flat != IGNORE)), np.flatnonzero(flat == 0)
+    if not foreground.size and not background.size:
+        background = np.arange(flat.size)
+    return (foreground if foreground.size else background), (background if background.size else foreground)
 
 
 def seeds(seed: int, samples: Sequence[int]) -> list[int]:

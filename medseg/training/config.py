@@ -13,7 +13,8 @@ class Augmentation(BaseModel):
     """Random changes of a training crop; each `*_probability` is the chance for one crop.
 
     Rotation is in radians about each axis, scale and translation are fractions of the size, and intensity
-    changes are in units of the preprocessed image.
+    changes are in units of the preprocessed image. Flips are along each of `TrainingConfig.mirror_axes`, quarter turns
+    (`rot90`) in the plane of slices, or of the first two axes; its window must be a square.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,21 +31,46 @@ class Augmentation(BaseModel):
     offset: float = Field(0.2, ge=0)
     gamma_probability: float = Field(0.25, ge=0, le=1)
     low_resolution_probability: float = Field(0.1, ge=0, le=1)
+    flip_probability: float = Field(0.5, ge=0, le=1)
+    rot90_probability: float = Field(0.0, ge=0, le=1)
+
+
+class Loss(BaseModel):
+    """What the Dice of the loss counts, and how several outputs weigh.
+
+    Attributes:
+        include_background: the background is a class like any other.
+        squared: squared probabilities in the denominator.
+        batch: one Dice over the batch instead of the mean over its crops; None: for slices only, of which most lack a
+            label, and a Dice of nothing has no slope.
+        output_weights: weight of each output of a network with several, full resolution first; None halves each.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    include_background: bool = False
+    squared: bool = False
+    batch: bool | None = None
+    output_weights: tuple[float, ...] | None = None
 
 
 class TrainingConfig(BaseModel):
     """Everything that decides a training run, apart from the data.
 
     The run ends after `steps`, or after `max_minutes` of training time, whichever comes first; the learning
-    rate follows the same clock (warm-up, then cosine or polynomial to 0). `weights` is a published checkpoint or
-    another bundle's models/model.pt to start from, as far as it fits. `slice_axis`, `neighbours` and `resize` are for
-    2D networks, see `medseg.bundles.spec.SliceSpec`; without `slice_axis` slices are cut along the axis of the
-    thickest voxels, or along the first one where voxels are about equally thick.
+    rate follows the same clock (warm-up, then cosine or polynomial to 0), or reaches 0 only at `decay_steps`.
+    `bundle` is a bundle whose network and preprocessing are taken instead of derived from the data; `network`,
+    `roi_size`, `spacing` and `intensity` then replace its own. `weights` is a bundle's name or a file (a published
+    checkpoint, another run's models/model.pt) to start from, as far as it fits; what it gave to the encoder stays as it
+    is for the first `freeze_encoder` steps. `slice_axis`, `neighbours` and `resize` are for 2D networks, see
+    `medseg.bundles.spec.SliceSpec`; without `slice_axis` slices are cut along the axis of the thickest voxels, or along
+    the first one where voxels are about equally thick.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: str
+    bundle: str | None = None
     network: dict[str, Any] = Field(default_factory=dict)
     roi_size: tuple[int, int, int] | None = None
     slice_axis: Literal[0, 1, 2] | None = None
@@ -53,14 +79,18 @@ class TrainingConfig(BaseModel):
     spacing: tuple[float, float, float] | None = None
     intensity: str | None = None
     weights: str | None = None
+    freeze_encoder: int = Field(0, ge=0)
     steps: int | None = Field(None, gt=0)
     max_minutes: float | None = Field(None, gt=0)
     batch_size: int = Field(4, gt=0)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(6e-4, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
+    adam_epsilon: float = Field(1e-8, gt=0)
     warmup_steps: int = Field(50, ge=0)
     schedule: Literal["cosine", "polynomial"] = "cosine"
+    decay_steps: int | None = Field(None, gt=0)
+    loss: Loss = Loss()
     gradient_clip: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.995, ge=0, lt=1)
     precision: Literal["fp32", "bf16"] = "fp32"

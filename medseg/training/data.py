@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -21,6 +21,8 @@ from medseg.inference.sliding_window import pad_to_window
 from medseg.io.read import read_labels, read_volume
 from medseg.training.augment import crop_size, foreground_indices, seeds
 from medseg.training.dataset import CaseFiles
+from medseg.training.losses import IGNORE
+from medseg.training.rank import ALONE, Rank
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class CachedCase:
     Attributes:
         name: the case's name.
         image: (C, X', Y', Z') float32 on the model grid, not padded.
-        label: (X', Y', Z') uint8 on the model grid.
+        label: (X', Y', Z') uint8 on the model grid, `IGNORE` where nothing was annotated.
     """
 
     name: str
@@ -38,8 +40,13 @@ class CachedCase:
     label: Tensor
 
 
-def cache_case(case: CaseFiles, spec: BundleSpec) -> CachedCase:
+def cache_case(case: CaseFiles, spec: BundleSpec, ignore: int | None = None) -> CachedCase:
     """Read and preprocess one case exactly as inference does.
+
+    Args:
+        case: the files.
+        spec: preprocessing and labels.
+        ignore: label value of voxels that were not annotated; they become `IGNORE`.
 
     Raises:
         InputError: unreadable, grids that differ, or a label value that dataset.json does not name.
@@ -48,10 +55,14 @@ def cache_case(case: CaseFiles, spec: BundleSpec) -> CachedCase:
     labels, affine = read_labels(case.label)
     if labels.shape != volume.shape or not np.allclose(affine, volume.affine, atol=1e-2):
         raise InputError(case.label, f"grid {labels.shape} differs from its image's {volume.shape}", "resample it")
-    unknown = sorted(set(np.unique(labels).tolist()) - set(spec.labels))
+    values = [*spec.labels, *([] if ignore is None else [ignore])]
+    unknown = sorted(set(np.unique(labels).tolist()) - set(values))
     if unknown:
         raise InputError(case.label, f"label values {unknown} are not in dataset.json", "name them there")
-    return CachedCase(case.name, preprocess(volume, spec).image, to_model_grid(labels, volume.affine, spec))
+    numbers = np.searchsorted(values, labels)
+    numbered = to_model_grid(numbers, volume.affine, replace(spec, labels=dict.fromkeys(range(len(values)), "")))
+    kept = torch.tensor([*spec.labels, *([] if ignore is None else [IGNORE])], dtype=torch.uint8)
+    return CachedCase(case.name, preprocess(volume, spec).image, kept[numbered.long()])
 
 
 class CropStream(Dataset[dict[str, Any]]):
@@ -114,25 +125,37 @@ def _beyond_the_ends(image: Tensor, label: Tensor, slices: SliceSpec) -> tuple[T
     return image.index_select(axis, inside), label.index_select(axis, inside).masked_fill(outside, 0)
 
 
-class _From(Sampler[int]):
-    """Sample numbers first, first + 1, ... without end."""
+class _Share(Sampler[int]):
+    """The numbers of one rank's crops: of each global batch of `size` crops its part, from step `first` on."""
 
-    def __init__(self, first: int) -> None:
-        self._first = first
+    def __init__(self, first: int, size: int, rank: Rank) -> None:
+        self._first, self._size, self._rank = first, size, rank
 
     def __iter__(self) -> Iterator[int]:
-        return count(self._first)
+        part = self._size // self._rank.count
+        for step in count(self._first):
+            begin = step * self._size + self._rank.number * part
+            yield from range(begin, begin + part)
 
 
-def batches(stream: CropStream, batch_size: int, *, first_step: int, workers: int) -> Iterator[dict[str, Tensor]]:
+def batches(
+    stream: CropStream, batch_size: int, *, first_step: int, workers: int, rank: Rank = ALONE
+) -> Iterator[dict[str, Tensor]]:
     """Batches from step `first_step` on: ``image`` (B, C, *size) float32 and ``label`` (B, 1, *size) int64.
 
     The size is that of the network: (D, H, W), or (h, w) of slices.
+
+    Args:
+        stream: the crops by number.
+        batch_size: crops of a step, over all ranks.
+        first_step: steps that were done before.
+        workers: processes that prepare crops.
+        rank: whose part of each batch is wanted.
     """
     loader: DataLoader[dict[str, Any]] = DataLoader(
         stream,
-        batch_size=batch_size,
-        sampler=_From(first_step * batch_size),
+        batch_size=batch_size // rank.count,
+        sampler=_Share(first_step, batch_size, rank),
         num_workers=workers,
         persistent_workers=False,
     )
@@ -140,12 +163,16 @@ def batches(stream: CropStream, batch_size: int, *, first_step: int, workers: in
 
 
 def cache_cases(
-    cases: Sequence[CaseFiles], spec: BundleSpec, progress: Callable[[int, int], None] | None = None
+    cases: Sequence[CaseFiles],
+    spec: BundleSpec,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    ignore: int | None = None,
 ) -> list[CachedCase]:
     """`cache_case` for each, with progress (done, all)."""
     cached = []
     for done, case in enumerate(cases, start=1):
-        cached.append(cache_case(case, spec))
+        cached.append(cache_case(case, spec, ignore))
         if progress is not None:
             progress(done, len(cases))
     return cached

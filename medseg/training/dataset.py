@@ -11,6 +11,8 @@ from typing import Any
 from medseg.errors import InputError
 from medseg.io.files import split_suffix
 
+_IGNORED, _HIGHEST = "ignore", 254
+
 
 @dataclass(frozen=True)
 class CaseFiles:
@@ -29,7 +31,8 @@ class Dataset:
         root: the folder.
         name: the data set's name.
         channels: name of each channel ("MRI", "CT", "T1", ...).
-        labels: value to name, 0 (background) included, values 0..n without gaps.
+        labels: value to name, 0 (background) included; without the one to be ignored.
+        ignore: value of voxels that were not annotated, or None.
         cases: the labelled cases, by name.
         reference: credit, as the file gives it.
         licence: licence, as the file gives it.
@@ -42,6 +45,7 @@ class Dataset:
     cases: tuple[CaseFiles, ...]
     reference: str = ""
     licence: str = ""
+    ignore: int | None = None
 
     @property
     def modality(self) -> str:
@@ -88,18 +92,21 @@ def read_dataset(root: Path) -> Dataset:
     cases = _listed(root, described) if "training" in described else _numbered(root, len(names), described)
     if not cases:
         raise InputError(root, "no labelled cases found", "imagesTr/ and labelsTr/ should hold them")
+    labels, ignore = _labels(described["labels"], path)
     return Dataset(
         root=root,
         name=str(described.get("name", root.name)),
         channels=names,
-        labels=_labels(described["labels"], path),
+        labels=labels,
         cases=tuple(sorted(cases, key=lambda case: case.name)),
         reference=str(described.get("reference", "")),
         licence=str(described.get("licence", described.get("license", ""))),
+        ignore=ignore,
     )
 
 
-def _labels(described: Mapping[str, Any], path: Path) -> dict[int, str]:
+def _labels(described: Mapping[str, Any], path: Path) -> tuple[dict[int, str], int | None]:
+    """Value to name, and the value of the label named ``ignore``, which is the highest one as in nnU-Net."""
     try:
         if all(key.isdecimal() for key in described):
             found = {int(value): str(name) for value, name in described.items()}
@@ -107,19 +114,29 @@ def _labels(described: Mapping[str, Any], path: Path) -> dict[int, str]:
             found = {int(value): str(name) for name, value in described.items()}
     except (TypeError, ValueError):
         raise InputError(path, "labels that overlap (regions)", "medseg trains on exclusive labels") from None
-    if sorted(found) != list(range(len(found))) or len(found) < 2:
-        raise InputError(path, f"label values {sorted(found)}", "they must be 0 (background), 1, 2, ... without gaps")
-    return dict(sorted(found.items()))
+    ignored = [value for value, name in found.items() if name.lower() == _IGNORED]
+    if len(ignored) > 1 or (ignored and ignored[0] != max(found)):
+        raise InputError(path, f"label {_IGNORED!r} is not the highest value", "give it the highest, as in nnU-Net")
+    labels = dict(sorted((value, name) for value, name in found.items() if value not in ignored))
+    if 0 not in labels or len(labels) < 2 or min(labels) < 0 or max(labels) > _HIGHEST:
+        raise InputError(path, f"label values {sorted(found)}", f"they must be 0 (background) and others to {_HIGHEST}")
+    return labels, ignored[0] if ignored else None
 
 
 def _listed(root: Path, described: Mapping[str, Any]) -> list[CaseFiles]:
     cases = []
     for entry in described["training"]:
-        image, label = root / entry["image"], root / entry["label"]
-        for path in (image, label):
+        try:
+            named = [entry["image"]] if isinstance(entry["image"], str) else list(entry["image"])
+            images, label = tuple(root / image for image in named), root / entry["label"]
+        except (KeyError, TypeError):
+            wanted = 'an entry is {"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}'
+            raise InputError(root / "dataset.json", "an entry of training names no files", wanted) from None
+        for path in (*images, label):
             if not path.exists():
                 raise InputError(path, "named in dataset.json, no such file", "complete the data set")
-        cases.append(CaseFiles(split_suffix(image)[0], (image,), label))
+        name = split_suffix(images[0] if len(images) == 1 else label)[0]
+        cases.append(CaseFiles(name, images, label))
     return cases
 
 

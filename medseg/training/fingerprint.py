@@ -14,6 +14,7 @@ from medseg.bundles.spec import (
     ScaleIntensityRangePercentiles,
     Suitability,
 )
+from medseg.errors import InputError
 from medseg.io import geometry
 from medseg.io.read import read_labels, read_volume
 from medseg.training.dataset import CaseFiles, Dataset
@@ -52,22 +53,27 @@ def fingerprint(
     """Read every case once and measure it.
 
     Raises:
-        InputError: a case cannot be read, or image and label map have different grids.
+        InputError: a case cannot be read, its image and label map have different shapes, or nothing is labelled.
     """
     spacings, shapes, minima, foreground = [], [], [], []
     random = np.random.default_rng(0)
     for done, case in enumerate(cases, start=1):
         volume = read_volume(case.images if len(case.images) > 1 else case.images[0], channels=len(dataset.channels))
         labels, _ = read_labels(case.label)
+        if labels.shape != volume.shape:
+            raise InputError(case.label, f"grid {labels.shape} differs from its image's {volume.shape}", "resample it")
         order = geometry.AxisOrder.to_canonical(volume.affine)
         spacings.append(geometry.spacing(order.affine(volume.affine, volume.shape)))
         shapes.append(order.shape(volume.shape))
         deviation = volume.data.std(dtype=np.float64) or 1.0
         minima.append((volume.data.min() - volume.data.mean(dtype=np.float64)) / deviation)
-        inside = volume.data[0][labels > 0]
-        foreground.append(random.choice(inside, min(inside.size, _FOREGROUND_SAMPLES), replace=False))
+        inside = volume.data[0][(labels > 0) & (labels != (-1 if dataset.ignore is None else dataset.ignore))]
+        if inside.size:
+            foreground.append(random.choice(inside, min(inside.size, _FOREGROUND_SAMPLES), replace=False))
         if progress is not None:
             progress(done, len(cases))
+    if not foreground:
+        raise InputError(dataset.root, "no voxel of the training cases has a label", "check labelsTr/")
     return Fingerprint(np.array(spacings), np.array(shapes), np.array(minima), np.concatenate(foreground))
 
 
@@ -114,9 +120,19 @@ def derive_intensity(
     if wanted is None:
         low, high = (float(value) for value in np.percentile(found.foreground, [0.5, 99.5]).round(1))
         wanted = f"range:{low},{high}" if modality == "CT" else "zscore"
+    padding = round(float(np.median(found.minimum)), 3) if wanted == "zscore" else 0.0
+    return read_intensity(wanted), padding
+
+
+def read_intensity(wanted: str) -> tuple[IntensityStep, ...]:
+    """The intensity steps that a setting names; see `derive_intensity`.
+
+    Raises:
+        ValueError: it names none.
+    """
     kind, _, bounds = wanted.partition(":")
     if wanted == "zscore":
-        return (NormalizeIntensity(),), round(float(np.median(found.minimum)), 3)
+        return (NormalizeIntensity(),)
     try:
         low, high = (float(value) for value in bounds.split(","))
     except ValueError:
@@ -124,9 +140,9 @@ def derive_intensity(
     if not low < high:
         raise ValueError(f"{wanted!r}: the first number must be below the second")
     if kind == "range":
-        return (ScaleIntensityRange(low, high),), 0.0
+        return (ScaleIntensityRange(low, high),)
     if kind == "percentiles" and low >= 0 and high <= 100:
-        return (ScaleIntensityRangePercentiles(low, high),), 0.0
+        return (ScaleIntensityRangePercentiles(low, high),)
     raise ValueError(f"{wanted!r} is not understood")
 
 

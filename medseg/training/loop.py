@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -24,13 +26,15 @@ from medseg.bundles.spec import BundleSpec
 from medseg.checkpoints.load import load_pretrained
 from medseg.checkpoints.state import PretrainedReport
 from medseg.errors import InputError, Interrupted
-from medseg.inference.export import strongest_class
+from medseg.inference.export import paint_regions, strongest_class
+from medseg.inference.placement import Placement
 from medseg.inference.segment import logits_by_plane, plane_axis
 from medseg.networks.registry import create
-from medseg.training.augment import crop_transform
+from medseg.training.augment import crop_transform, seeds
 from medseg.training.config import TrainingConfig
 from medseg.training.data import CachedCase, CropStream, batches
-from medseg.training.losses import SegmentationLoss
+from medseg.training.losses import IGNORE, SegmentationLoss
+from medseg.training.rank import ALONE, Rank
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +71,7 @@ class Progress:
 
 def learning_rate(config: TrainingConfig, progress: Progress) -> float:
     """Rate for the next step: linear warm-up, then cosine or polynomial (power 0.9) to 0."""
-    done = progress.fraction(config)
+    done = min(progress.step / config.decay_steps, 1.0) if config.decay_steps else progress.fraction(config)
     decay = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else (1 - done) ** 0.9
     warm = min((progress.step + 1) / (config.warmup_steps + 1), 1.0)
     return config.learning_rate * decay * warm
@@ -81,10 +85,13 @@ class Trainer:
         spec: preprocessing, window and labels; also what inference with the weights will use.
         output: folder of the run; gets models/model.pt (best average weights), last.pt and metrics.csv.
         device: where the network trains.
+        rank: this process among those that train the network together.
     """
 
-    def __init__(self, config: TrainingConfig, spec: BundleSpec, output: Path, device: torch.device) -> None:
-        self.config, self.spec, self.output, self.device = config, spec, output, device
+    def __init__(
+        self, config: TrainingConfig, spec: BundleSpec, output: Path, device: torch.device, rank: Rank = ALONE
+    ) -> None:
+        self.config, self.spec, self.output, self.device, self.rank = config, spec, output, device, rank
         torch.manual_seed(config.seed)
         # Channels last makes a step of Swin UNETR on a CPU a fifth faster; networks of other ranks are left alone.
         network = create(spec.network, **spec.network_args).to(device)
@@ -92,8 +99,11 @@ class Trainer:
         self.network = network.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))  # type: ignore[no-untyped-call]
         self.optimizer = _optimizer(config, self.network)
-        self.loss = SegmentationLoss(batch_dice=spec.slices is not None)
+        self.loss = SegmentationLoss(config.loss, spec)
         self.progress = Progress()
+        self.frozen: frozenset[str] = frozenset()
+        self._still: list[nn.Module] = []
+        self._own_random()
 
     def start_from(self, weights: Path) -> PretrainedReport:
         """Take what fits of a checkpoint, published or of this project, as the first weights.
@@ -103,6 +113,10 @@ class Trainer:
         """
         report = load_pretrained(self.network, weights)
         self.average.module.load_state_dict(self.network.state_dict())
+        if self.config.freeze_encoder:
+            encoder: tuple[str, ...] = import_module(type(self.network).__module__).ENCODER
+            given = (*report.taken, *(entry.partition(":")[0] for entry in report.adapted))
+            self.frozen = frozenset(key for key in given if key.startswith(encoder))
         return report
 
     def resume(self) -> None:
@@ -113,6 +127,13 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"].cpu())
         self.progress = Progress(**state["progress"])
+        self.frozen = frozenset(state.get("frozen", ()))
+        self._own_random()
+
+    def _own_random(self) -> None:
+        """Dropout of its own for each rank but the leading one, whose random state is that of a run alone."""
+        if not self.rank.leads:
+            torch.manual_seed(seeds(self.config.seed, [self.progress.step * self.rank.count + self.rank.number])[0])
 
     def run(
         self,
@@ -124,22 +145,38 @@ class Trainer:
 
         Args:
             training: cases to learn from.
-            held_out: cases that choose the best weights; without any the last average is the best.
+            held_out: cases that choose the best weights, of several ranks each its own; without any the last average
+                is the best.
             report: called after each step with the progress and the share done.
         """
         stream = CropStream(training, self.spec, crop_transform(self.config, self.spec), self.config.seed)
-        feed = batches(stream, self.config.batch_size, first_step=self.progress.step, workers=self.config.workers)
-        board = _tensorboard(self.output)
+        feed = batches(
+            stream,
+            self.config.batch_size,
+            first_step=self.progress.step,
+            workers=self.config.workers,
+            rank=self.rank,
+        )
+        board = _tensorboard(self.output) if self.rank.leads else None
         saved = validated = self.progress.seconds
-        with _stop_signals() as stopped:
-            while self.progress.fraction(self.config) < 1 and not stopped:
+        joined, thaw = self._freeze()
+        halt = False
+        with stop_signals() as stopped:
+            while self.progress.fraction(self.config) < 1 and not halt:
                 begin = time.monotonic()
-                loss = self._step(next(feed))
+                if self.progress.step == thaw:
+                    joined, thaw = self._freeze()
+                own_loss = self._step(joined, next(feed))
                 running = self.progress.loss
                 self.progress.step += 1
+                spent = time.monotonic() - begin if self.rank.leads else 0.0
+                # All ranks go by the leading one's clock, and stop after the same step.
+                told = bool(stopped) or self.rank.told_to_stop
+                total, spent, stops = self.rank.sum([own_loss, spent, float(told)], self.device)
+                loss, halt = total / self.rank.count, stops > 0
                 share = max(0.02, 1 / self.progress.step)  # a plain mean at first, then of about the last 50 steps
                 self.progress.loss = loss if math.isnan(running) else (1 - share) * running + share * loss
-                self.progress.seconds += time.monotonic() - begin
+                self.progress.seconds += spent
                 if report is not None:
                     report(self.progress, self.progress.fraction(self.config))
                 if self.progress.seconds - validated > 60 * self.config.validate_minutes:
@@ -148,22 +185,33 @@ class Trainer:
                 if self.progress.seconds - saved > _SAVE_SECONDS:
                     saved = self.progress.seconds
                     self._save()
-            if not stopped:
+            if not halt:
                 self._validate(held_out, board)
             self._save()
-        if stopped:
-            raise Interrupted(stopped[0])
+        if halt:
+            raise Interrupted(stopped[0] if stopped else signal.SIGTERM)
         return self.progress
 
-    def _step(self, batch: dict[str, Tensor]) -> float:
+    def _freeze(self) -> tuple[nn.Module, int]:
+        """Hold the encoder, or let it go when its time is over; the network to call, and the step to come back at."""
+        hold = bool(self.frozen) and self.progress.step < self.config.freeze_encoder
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(not (hold and name in self.frozen))
+        modules = self.network.named_modules() if hold else ()
+        self._still = [module for name, module in modules if f"{name}.running_mean" in self.frozen]
+        return self.rank.join(self.network, self.device), self.config.freeze_encoder if hold else -1
+
+    def _step(self, joined: nn.Module, batch: dict[str, Tensor]) -> float:
         self.network.train()
+        for module in self._still:  # norms whose statistics came with the weights
+            module.eval()
         rate = learning_rate(self.config, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         image = batch["image"].to(self.device, memory_format=self.layout)
         label = batch["label"].to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            logits = self.network(image)
+            logits = joined(image)
         loss: Tensor = self.loss(logits, label)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -178,18 +226,22 @@ class Trainer:
     def _validate(self, cases: Sequence[CachedCase], board: Any) -> None:
         network = self.average.module.eval()
         names = {value: name for value, name in self.spec.labels.items() if value > 0}
-        overlap = {value: [] for value in names}  # type: dict[int, list[float]]
+        overlap: dict[int, list[float]] = {value: [] for value in names}
         for case in cases:
-            labels = predict(case.image, network, self.spec, self.device)
+            labels, counted = predict(case.image, network, self.spec, self.device), case.label != IGNORE
             for value in names:
-                found, wanted = labels == value, case.label == value
+                found, wanted = (labels == value) & counted, case.label == value
                 size = int(found.sum()) + int(wanted.sum())
                 if size:
                     overlap[value].append(2 * int((found & wanted).sum()) / size)
-        dice = {names[value]: sum(scores) / len(scores) for value, scores in overlap.items() if scores}
+        parts = self.rank.gather(overlap)
+        scores = {value: [score for part in parts for score in part[value]] for value in names}
+        dice = {names[value]: sum(found) / len(found) for value, found in scores.items() if found}
         self.progress.dice = dice
+        if not self.rank.leads:
+            return
         mean = sum(dice.values()) / len(dice) if dice else math.nan
-        if not cases or math.isnan(self.progress.best) or mean >= self.progress.best:
+        if not dice or math.isnan(self.progress.best) or mean >= self.progress.best:
             self.progress.best = mean
             folder = self.output / "models"
             folder.mkdir(exist_ok=True)
@@ -219,6 +271,8 @@ class Trainer:
             board.flush()
 
     def _save(self) -> None:
+        if not self.rank.leads:
+            return
         save_tensors(
             self.output / "last.pt",
             {
@@ -227,6 +281,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "random": torch.get_rng_state(),
                 "progress": vars(self.progress),
+                "frozen": sorted(self.frozen),
             },
         )
 
@@ -235,14 +290,21 @@ def _optimizer(config: TrainingConfig, network: nn.Module) -> torch.optim.Optimi
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "sgd":
         return torch.optim.SGD(network.parameters(), lr=rate, weight_decay=decay, momentum=0.9)
-    return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay)
+    return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay, eps=config.adam_epsilon)
 
 
 @torch.inference_mode()
 def predict(image: Tensor, network: nn.Module, spec: BundleSpec, device: torch.device) -> Tensor:
     """Labels (X', Y', Z') of a preprocessed image on the model grid, by the engine."""
     axis = plane_axis(image.shape[1:], spec)
-    planes = logits_by_plane(image, network, spec, device, axis=axis)
+    planes = logits_by_plane(image, network, spec, Placement.on(device), axis=axis)
+    if spec.regions:
+        painted = []
+        for plane in planes:
+            labels = np.zeros(plane.shape[1:], dtype=np.uint8)
+            paint_regions(plane.sigmoid(), spec.regions, labels)
+            painted.append(torch.from_numpy(labels))
+        return torch.stack(painted, dim=axis)
     return torch.stack([torch.from_numpy(strongest_class(plane.numpy())) for plane in planes], dim=axis)
 
 
@@ -257,7 +319,7 @@ def save_tensors(path: Path, state: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """A list that gets the signal's number when SIGINT or SIGTERM arrives; a second SIGINT acts at once."""
     received: list[int] = []
 

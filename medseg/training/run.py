@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from medseg.bundles.spec import BundleSpec, IntensityStep, SliceSpec
+from medseg.bundles.locate import find_bundle
+from medseg.bundles.spec import BundleSpec, SliceSpec, read_json, read_spec
 from medseg.bundles.write import write_configs
-from medseg.errors import InputError, OutputError, UsageError
+from medseg.errors import BundleError, InputError, MedsegError, OutputError, UsageError
 from medseg.inference.device import choose_device
 from medseg.io.split import read_part
 from medseg.networks.facts import read_facts
 from medseg.networks.fit import fit
 from medseg.networks.registry import create
 from medseg.training.config import TrainingConfig
-from medseg.training.data import cache_cases
 from medseg.training.dataset import CaseFiles, Dataset, read_dataset
 from medseg.training.fingerprint import (
     Fingerprint,
@@ -29,12 +31,16 @@ from medseg.training.fingerprint import (
     derive_spacing,
     derive_suitability,
     fingerprint,
+    read_intensity,
 )
-from medseg.training.loop import Progress, Trainer
+from medseg.training.job import START_FILE, Job, Listeners, Start, train_cases, weights_file
+from medseg.training.launch import check_devices, train_on_devices
+from medseg.training.loop import Progress
 
 log = logging.getLogger(__name__)
 
 _THICK = 1.5  # voxels this much longer along one axis than along the others are slices
+_DECIDED_BY_BUNDLE = ("roi_size", "slice_axis", "neighbours", "resize", "spacing", "intensity")
 _SLICE_LIMIT = 320  # pixels of a window over slices, when it is derived
 
 Report = Callable[[str, int, int], None]
@@ -49,7 +55,9 @@ def train(
     part: str = "train",
     resume: bool = False,
     device: str = "auto",
+    devices: int = 1,
     prepare: Report | None = None,
+    started: Callable[[Start], None] | None = None,
     report: Callable[[Progress, float], None] | None = None,
 ) -> Progress:
     """Train a network on a data set folder.
@@ -62,7 +70,9 @@ def train(
         part: the part of the split to train on; no other case is read.
         resume: go on with the run in `output`, with the settings it was started with.
         device: auto, cpu, cuda or cuda:N.
+        devices: how many of them; with more than one, each is a process of its own with its part of every batch.
         prepare: progress of the preparation (stage, done, all).
+        started: told what was taken of `TrainingConfig.weights`.
         report: progress of the training (progress, share done).
 
     Returns:
@@ -70,10 +80,19 @@ def train(
 
     Raises:
         InputError: unusable data. OutputError: `output` holds a run already. UsageError: a setting that does
-            not fit the architecture.
+            not fit the architecture. BundleError: the bundle, or the weights to start from, cannot be used.
     """
+    if devices > 1:
+        check_devices(devices, device, config.batch_size)
+    _check_intensity(config.intensity)
     dataset = read_dataset(data)
     cases = _training_cases(dataset, split, part)
+    if config.architecture == "mdpformer" and (data / "patients.csv").is_file():
+        from medseg.training.diagnosis import train_diagnosis  # it builds on this module
+
+        return train_diagnosis(
+            config, dataset, cases, output, resume=resume, device=choose_device(device), prepare=prepare, report=report
+        )
     learn, held_out = divide(cases, config.holdout, config.seed)
     if resume:
         if not (output / "last.pt").exists():
@@ -83,16 +102,22 @@ def train(
     else:
         if (output / "last.pt").exists() or (output / "configs").exists():
             raise OutputError(output, "holds a run already", "use --resume, or another --output")
+        if config.weights is not None:
+            weights_file(config.weights)
         spec = derive_spec(config, dataset, cases, prepare)
         output.mkdir(parents=True, exist_ok=True)
         write_configs(output, spec, metadata_of(dataset, spec, len(learn), len(held_out)), train_config(config))
-    trainer = Trainer(config, spec, output, choose_device(device))
-    if resume:
-        trainer.resume()
-    elif config.weights is not None:
-        log.info("start: %s", trainer.start_from(Path(config.weights)))
-    cached = cache_cases([*learn, *held_out], spec, None if prepare is None else _stage(prepare, "preprocess"))
-    return trainer.run(cached[: len(learn)], cached[len(learn) :], report)
+    job = Job(config, spec, output, learn, held_out, dataset.ignore, resume)
+    listeners = Listeners(prepare, started, report)
+    try:
+        if devices > 1:
+            return train_on_devices(job, devices, device, listeners)
+        return train_cases(job, choose_device(device), listeners)
+    except MedsegError:
+        if not (output / "last.pt").exists():  # the run never began; its folder is free for another try
+            shutil.rmtree(output / "configs", ignore_errors=True)
+            (output / START_FILE).unlink(missing_ok=True)
+        raise
 
 
 def _training_cases(dataset: Dataset, split: Path | None, part: str) -> tuple[CaseFiles, ...]:
@@ -111,14 +136,20 @@ def divide(cases: Sequence[CaseFiles], share: float, seed: int) -> tuple[list[Ca
 def derive_spec(
     config: TrainingConfig, dataset: Dataset, cases: Sequence[CaseFiles], prepare: Report | None = None
 ) -> BundleSpec:
-    """The specification that training and inference share, from the settings and the data's fingerprint.
+    """The specification that training and inference share: a bundle's own, or from the settings and the data.
 
     Raises:
         UsageError: the architecture refuses its arguments or the window.
+        InputError: data that the bundle was not made for. BundleError: there is no such bundle.
     """
+    if config.bundle is not None:
+        return _tried(_bundle_spec(config, dataset))
+    if sorted(dataset.labels) != list(range(len(dataset.labels))):
+        problem = f"label values {sorted(dataset.labels)}"
+        raise InputError(dataset.root / "dataset.json", problem, "they must be 0 (background), 1, 2, ... without gaps")
     found = fingerprint(dataset, cases, None if prepare is None else _stage(prepare, "fingerprint"))
     spacing = config.spacing or derive_spacing(found)
-    intensity, padding_value = _intensity(config, found, dataset)
+    intensity, padding_value = derive_intensity(found, dataset.modality, config.intensity)
     slices, wanted = _window(config, found, spacing)
     reach = 1 if slices is None else 2 * slices.neighbours + 1
     try:
@@ -149,18 +180,49 @@ def derive_spec(
         sw_batch_size=1 if slices is None else 8,
         suitability=derive_suitability(found, dataset.modality),
     )
+    return _tried(spec)
+
+
+def _tried(spec: BundleSpec) -> BundleSpec:
+    """The specification, after its network has taken one window."""
     try:
         network = create(spec.network, **spec.network_args).eval()
         with torch.inference_mode():
             network(torch.zeros(1, spec.network_channels, *spec.network_size))
     except ValueError as err:
-        raise UsageError(config.architecture, str(err), "see medseg train --help for --network and --roi") from err
+        raise UsageError(spec.network, str(err), "see medseg train --help for --network and --roi") from err
     return spec
 
 
-def _intensity(config: TrainingConfig, found: Fingerprint, dataset: Dataset) -> tuple[tuple[IntensityStep, ...], float]:
+def _bundle_spec(config: TrainingConfig, dataset: Dataset) -> BundleSpec:
+    """The bundle's specification, with the settings that replace its own."""
+    name = str(config.bundle)
+    spec = read_spec(find_bundle(name))
+    if config.architecture != spec.network:
+        raise UsageError("--architecture", f"{config.architecture}, but {name} is {spec.network}", "leave it out")
+    here = dataset.root / "dataset.json"
+    if dict(spec.labels) != dict(dataset.labels):
+        wanted = ", ".join(f"{value} {label}" for value, label in spec.labels.items())
+        raise InputError(here, f"not the labels of {name} ({wanted})", "see medseg data list, or rename them")
+    channels = [[channel.lower() for channel in names] for names in (spec.channels, dataset.channels)]
+    if len(channels[0]) != len(channels[1]) or (len(channels[0]) > 1 and channels[0] != channels[1]):
+        raise InputError(here, f"channels {dataset.channels}, but {name} takes {spec.channels}", "put them in order")
+    size = config.roi_size or spec.roi_size
+    if spec.slices is not None and size[spec.slices.axis] != 1:
+        raise UsageError("--roi", f"{size} is not 1 along the slices' axis {spec.slices.axis}", f"{name} takes slices")
+    return replace(
+        spec,
+        network_args={**spec.network_args, **config.network},
+        roi_size=size,
+        spacing=config.spacing or spec.spacing,
+        intensity=spec.intensity if config.intensity is None else read_intensity(config.intensity),
+    )
+
+
+def _check_intensity(wanted: str | None) -> None:
     try:
-        return derive_intensity(found, dataset.modality, config.intensity)
+        if wanted is not None:
+            read_intensity(wanted)
     except ValueError as err:
         raise UsageError("--intensity", str(err), "use zscore, range:LOW,HIGH or percentiles:LOW,HIGH") from err
 
@@ -225,6 +287,23 @@ def train_config(config: TrainingConfig) -> dict[str, Any]:
     }
 
 
+def read_recipe(bundle: str) -> dict[str, Any]:
+    """The settings of a bundle's train.json, for the bundle's own network and preprocessing.
+
+    Raises:
+        BundleError: no such bundle, or it holds no recipe.
+    """
+    root = find_bundle(bundle)
+    training = read_json(root / "configs" / "train.json").get("training")
+    if not isinstance(training, dict):
+        raise BundleError(root / "configs" / "train.json", "holds no training settings", "train without --bundle")
+    spec = read_spec(root)
+    recipe = {name: value for name, value in training.items() if name not in _DECIDED_BY_BUNDLE}
+    own = {**spec.network_args, **training.get("network", {})}
+    differs = {name: value for name, value in own.items() if spec.network_args.get(name) != value}
+    return {**recipe, "architecture": spec.network, "network": differs, "bundle": bundle}
+
+
 def load_run(output: Path) -> tuple[TrainingConfig, BundleSpec]:
     """Settings and specification of a run folder.
 
@@ -232,8 +311,6 @@ def load_run(output: Path) -> tuple[TrainingConfig, BundleSpec]:
         BundleError: configs/ is missing or damaged.
         InputError: train.json's settings are not valid.
     """
-    from medseg.bundles.spec import read_json, read_spec
-
     path = output / "configs" / "train.json"
     try:
         config = TrainingConfig(**read_json(path).get("training", {}))

@@ -113,7 +113,7 @@ def test_the_loss_falls_and_the_run_folder_segments(
 
     losses: list[float] = []
     step = loop.Trainer._step
-    monkeypatch.setattr(loop.Trainer, "_step", lambda self, batch: (losses.append(step(self, batch)), losses[-1])[1])
+    monkeypatch.setattr(loop.Trainer, "_step", lambda *args: (losses.append(step(*args)), losses[-1])[1])
     train(_config(architecture), data, tmp_path / "run")
     # A dead network stays where it is; the first steps are those before it can have learned anything.
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:2]), losses
