@@ -11,7 +11,6 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +20,10 @@ from medseg.batch.fingerprint import Fingerprint, fingerprint, sha256_of_files
 from medseg.batch.journal import Entry, Event, OutputFile
 from medseg.batch.lock import holds
 from medseg.bundles.ensemble import Ensemble, Member, load_ensemble
-from medseg.bundles.load import Bundle
+from medseg.bundles.load import Bundle, ResidentBundle
 from medseg.errors import InputError, MedsegError, OutputError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from medseg.inference.record import Record
     from medseg.inference.run import Progress, Result
     from medseg.io.volume import Volume
@@ -50,29 +47,6 @@ class Settings:
     probabilities: bool = False
     force: bool = False
     uncertainty: bool = False
-
-
-@dataclass(frozen=True)
-class ResidentBundle(Bundle):
-    """A bundle that builds its network and hashes its weights once."""
-
-    @classmethod
-    def of(cls, bundle: Bundle) -> ResidentBundle:
-        """The same bundle, kept in memory."""
-        return cls(bundle.name, bundle.root, bundle.spec, bundle.metadata, bundle.weights)
-
-    @cached_property
-    def sha256(self) -> str:
-        """SHA-256 of the weights file, "" without weights."""
-        return super().sha256
-
-    @cached_property
-    def _network(self) -> nn.Module:
-        return super().network()
-
-    def network(self) -> nn.Module:
-        """The network with its weights, in eval mode; the same object each time."""
-        return self._network
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,21 @@ def _files(root: Path) -> list[Path]:
     return [path for path in found if path.relative_to(root).parts[0] != "eval"]
 
 
+def updated_manifest(root: Path, name: str, content: bytes) -> bytes | None:
+    """manifest.json for a bundle of which one file is about to change; None for a bundle without one.
+
+    Args:
+        root: the bundle's folder.
+        name: the file, relative to `root`.
+        content: what it will hold.
+    """
+    if not (root / MANIFEST).is_file():
+        return None
+    entries = read_json(root / MANIFEST)
+    entries[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return (json.dumps(entries, indent=2) + "\n").encode()
+
+
 def write_manifest(root: Path) -> None:
     """Write manifest.json for the files that the folder holds now."""
     entries = {

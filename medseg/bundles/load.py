@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,29 @@ class Bundle:
         if not source:
             return "train it, or restore models/model.pt"
         return f"{source}; then run: medseg weights import {self.name} CHECKPOINT"
+
+
+@dataclass(frozen=True)
+class ResidentBundle(Bundle):
+    """A bundle that builds its network and hashes its weights once."""
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> ResidentBundle:
+        """The same bundle, kept in memory."""
+        return cls(bundle.name, bundle.root, bundle.spec, bundle.metadata, bundle.weights)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the weights file, "" without weights."""
+        return super().sha256
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        return super().network()
+
+    def network(self) -> nn.Module:
+        """The network with its weights, in eval mode; the same object each time."""
+        return self._network
 
 
 def load_bundle(bundle: str | Path = DEFAULT_BUNDLE) -> Bundle:

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from medseg.cli.calibrate import calibrate
 from medseg.errors import BundleError
 
 app = typer.Typer(
-    help="Bundles: a trained network with its settings. List, show, verify, pack, ensemble.",
+    help="Bundles: a trained network with its settings. List, show, verify, pack, ensemble, calibrate.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -259,3 +260,6 @@ def ensemble(
         folder.mkdir(parents=True, exist_ok=True)
     made = make_ensemble(name, member, folder, weights=weight, overwrite=overwrite)
     print(f"{made}: {len(member)} members; try: medseg infer SCAN --bundle {made if output else name}")
+
+
+app.command()(calibrate)

@@ -49,9 +49,6 @@ from medseg.io.write import reserve, write_labels
 
 log = logging.getLogger(__name__)
 
-# Standard deviations on either side of the mean that hold nine tenths of a normal distribution.
-_NINE_OF_TEN = 1.645
-
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, all); stages in order: bundle, read, preprocess, network, restore, measure."""
 
@@ -363,12 +360,8 @@ def _uncertainty_record(sure: Uncertainty, labels: Mapping[int, str], fit: DiceF
 
 
 def _predicted_dice(fit: DiceFit, score: float) -> PredictedDice:
-    def within(value: float) -> float:
-        return min(max(value, 0.0), 1.0)
-
-    mean = fit.intercept + fit.slope * score
-    reach = _NINE_OF_TEN * fit.deviation
-    return PredictedDice(mean=within(mean), lower=within(mean - reach), upper=within(mean + reach), cases=fit.cases)
+    mean, lower, upper = fit.predict(score)
+    return PredictedDice(mean=mean, lower=lower, upper=upper, cases=fit.cases)
 
 
 def _input_record(scan: str | Path | Sequence[str | Path], volume: Volume) -> InputRecord:
