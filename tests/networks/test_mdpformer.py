@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medseg.checkpoints import load_pretrained, load_published
 from medseg.errors import BundleError
-from medseg.inference.sliding_window import sliding_window
+from medseg.inference.sliding_window import Windows, sliding_window
 from medseg.networks import create
 from medseg.networks.mdpformer import SMALL, Diagnosis, MDPFormer, SPath, position_code
 
@@ -104,7 +104,7 @@ def test_a_patient_alone_equals_the_same_one_in_a_batch() -> None:
 @torch.inference_mode()
 def test_a_sliding_window_takes_the_segmentation() -> None:
     net, image = network(), torch.randn(3, 16, 16, 16)
-    logits = sliding_window(image, net, roi_size=(16, 16, 16), overlap=0.5)
+    logits = sliding_window(image, net, Windows(roi_size=(16, 16, 16), overlap=0.5))
     torch.testing.assert_close(logits, net(image[None]).seg_logits[0], atol=1e-4, rtol=1e-4)
 
 

@@ -1,0 +1,133 @@
+"""From a preprocessed multi-phase scan to a diagnosis: segment, cut out the organ, classify the patient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.inferers.utils import sliding_window_inference
+from numpy.typing import NDArray
+from scipy.ndimage import label as connected_parts
+from torch import Tensor
+
+from medseg.bundles.spec import BundleSpec
+from medseg.networks.mdpformer import UNKNOWN_SEX, MDPFormer
+
+ORGAN, LESION = 1, 2
+"""Values of the segmentation beside 0, the background."""
+
+_LESION_ML = 0.3  # a smaller one does not contradict the class without lesions
+
+
+@dataclass(frozen=True)
+class PatientData:
+    """What is known of a patient beside the scan.
+
+    Attributes:
+        age: years, NaN unknown.
+        sex: 0 male, 1 female, 2 unknown.
+        phases: whether each phase of the bundle is there; empty: all are.
+    """
+
+    age: float = math.nan
+    sex: int = UNKNOWN_SEX
+    phases: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True)
+class PatientDiagnosis:
+    """What the network says of a patient.
+
+    Attributes:
+        probabilities: (classes,) with all that is known.
+        without_metadata: (classes,) with age and sex unknown, which shows what they changed.
+        labels: (X', Y', Z') uint8 on the model grid: 0 background, 1 organ, 2 lesion.
+        centre: voxel (x, y, z) around which the patient was classified.
+        flags: reasons for a second look: ``organ_not_found``; ``disagreement`` between segmentation and class.
+    """
+
+    probabilities: NDArray[np.float32]
+    without_metadata: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+    centre: tuple[int, int, int]
+    flags: tuple[str, ...]
+
+
+@torch.inference_mode()
+def diagnose(
+    image: Tensor, network: MDPFormer, spec: BundleSpec, patient: PatientData, device: torch.device
+) -> PatientDiagnosis:
+    """Segment a scan by sliding window, then classify the patient from the region around the organ.
+
+    Neither answer is changed to fit the other; `PatientDiagnosis.flags` says where they differ.
+
+    Args:
+        image: (C, X', Y', Z') as `medseg.inference.preprocess.preprocess` gives it, one channel for each phase; what
+            an absent phase holds has no effect.
+        network: in eval mode, on `device`.
+        spec: of its bundle; the window is also the region that is classified.
+        patient: age, sex, phases.
+        device: where the network lives.
+
+    Raises:
+        ValueError: no phase is there, or as many as the bundle has are not given.
+    """
+    there = torch.tensor(patient.phases or (True,) * len(image), dtype=torch.float32)
+    if len(there) != len(image) or not bool(there.any()):
+        raise ValueError(f"phases {patient.phases} of a scan with {len(image)}; at least one must be there")
+    image = torch.where(there[:, None, None, None] > 0, image, 0.0)
+    # The scan at a few millimetres is small: MONAI's window on the whole volume does, with the engine's own rules.
+    logits = sliding_window_inference(
+        image[None],
+        spec.roi_size,
+        spec.sw_batch_size,
+        lambda windows: network.s_path(windows)[0],
+        overlap=spec.overlap,
+        mode=spec.blend,
+        padding_mode=spec.padding,
+        cval=spec.padding_value,
+        sw_device=device,
+        device="cpu",
+    )[0]
+    labels = torch.as_tensor(logits).argmax(dim=0).to(torch.uint8).numpy()
+    centre = centre_of(labels > 0)
+    flags = [] if centre else ["organ_not_found"]
+    centre = centre or centre_of(np.ones(labels.shape, dtype=bool)) or (0, 0, 0)
+
+    region = roi_at(image, centre, spec.roi_size, spec.padding_value).to(device)
+    ages, sexes = torch.tensor([patient.age, math.nan]), torch.tensor([patient.sex, UNKNOWN_SEX])
+    found = network(region.expand(2, -1, -1, -1, -1), ages.to(device), sexes.to(device), there.expand(2, -1).to(device))
+    known, blind = found.class_logits.float().softmax(dim=1).cpu().numpy()
+    lesion_ml = int((labels == LESION).sum()) * math.prod(spec.spacing or (1.0, 1.0, 1.0)) / 1000
+    healthy = int(known.argmax()) == 0
+    if (healthy and lesion_ml > _LESION_ML) or (not healthy and lesion_ml == 0):
+        flags.append("disagreement")
+    return PatientDiagnosis(known, blind, labels, centre, tuple(flags))
+
+
+def centre_of(mask: NDArray[np.bool_]) -> tuple[int, int, int] | None:
+    """The voxel nearest to the centre of mass of a mask's largest connected part; None of an empty mask."""
+    parts, count = connected_parts(mask)
+    if not count:
+        return None
+    largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    x, y, z = (round(float(axis.mean())) for axis in np.nonzero(parts == largest))
+    return x, y, z
+
+
+def roi_at(image: Tensor, centre: Sequence[int], roi_size: Sequence[int], value: float) -> Tensor:
+    """A region of fixed size around a voxel, (C, *roi_size); `value` fills what lies outside the image (C, X, Y, Z)."""
+    region = image.new_full((len(image), *roi_size), value)
+    inside, outside = [slice(None)], [slice(None)]
+    for middle, wanted, size in zip(centre, roi_size, image.shape[1:], strict=True):
+        first = middle - wanted // 2
+        begin, end = max(first, 0), min(first + wanted, size)
+        if begin >= end:
+            return region
+        inside.append(slice(begin, end))
+        outside.append(slice(begin - first, end - first))
+    region[tuple(outside)] = image[tuple(inside)]
+    return region

@@ -1,0 +1,140 @@
+"""patients.csv: the class, age and sex of each case; and what training leaves out of them on purpose."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medseg.errors import InputError
+from medseg.inference.diagnosis import PatientData
+from medseg.networks.mdpformer import UNKNOWN_SEX
+
+log = logging.getLogger(__name__)
+
+PATIENTS = "patients.csv"
+_COLUMNS = ("case", "age", "sex", "class")
+_SEXES = {"male": 0, "m": 0, "female": 1, "f": 1}
+_AGES = (0.0, 120.0)
+
+# Chances of leaving out, for one patient at one step. Age and sex together is a case of its own: dropped independently
+# they would hardly ever be unknown at once, and a network never sees what it is given at many hospitals.
+_BOTH_UNKNOWN, _ONE_UNKNOWN = 0.20, 0.10
+_PHASE_ABSENT, _LAST_PHASE_ALONE = 0.10, 0.05
+
+
+@dataclass(frozen=True)
+class Patient:
+    """One row of patients.csv.
+
+    Attributes:
+        target: number of the class.
+        age: years, NaN unknown.
+        sex: 0 male, 1 female, 2 unknown.
+    """
+
+    target: int
+    age: float
+    sex: int
+
+
+def read_classes(root: Path) -> dict[str, str]:
+    """The classes of a data set, code to name, in their order; the first is that of patients without a lesion.
+
+    Raises:
+        InputError: dataset.json has no ``classes``.
+    """
+    path = root / "dataset.json"
+    try:
+        classes = json.loads(path.read_text(encoding="utf-8")).get("classes")
+    except (OSError, ValueError) as err:
+        raise InputError(path, f"cannot be read as JSON ({err})", "restore the file") from err
+    if not isinstance(classes, dict) or len(classes) < 2:
+        raise InputError(path, "no classes", 'name them: "classes": {"normal": "no lesion", "PDAC": "..."}')
+    return {str(code): str(name) for code, name in classes.items()}
+
+
+def read_patients(root: Path, classes: Collection[str], cases: Collection[str]) -> dict[str, Patient]:
+    """The patients of the named cases, from patients.csv; an unknown age or sex is left empty there.
+
+    Raises:
+        InputError: no such file, a column or a case is missing, a case stands there twice, or an unknown class.
+    """
+    path = root / PATIENTS
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            rows = list(reader)
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "it holds case, age, sex and class of each patient") from None
+    except (OSError, ValueError, csv.Error) as err:
+        raise InputError(path, f"cannot be read as CSV ({err})", "restore the file") from err
+    missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
+    if missing:
+        raise InputError(path, f"no column {', '.join(missing)}", f"it needs {', '.join(_COLUMNS)}")
+    numbers = {code: number for number, code in enumerate(classes)}
+    found: dict[str, Patient] = {}
+    for row in rows:
+        if row["case"] in found:
+            raise InputError(path, f"{row['case']} stands there twice", "keep one row for each case")
+        if row["class"] not in numbers:
+            raise InputError(
+                path, f"class {row['class']!r} of {row['case']}", f"dataset.json names {', '.join(numbers)}"
+            )
+        found[row["case"]] = Patient(numbers[row["class"]], age_of(row["age"]), sex_of(row["sex"]))
+    absent = [case for case in cases if case not in found]
+    if absent:
+        raise InputError(path, f"{len(absent)} cases have no row ({absent[0]}, ...)", "add them")
+    return {case: found[case] for case in cases}
+
+
+def age_of(text: str | None) -> float:
+    """Years of an entry; NaN, with a warning in the log, where it is none."""
+    try:
+        age = float(text or "nan")
+    except ValueError:
+        age = math.inf
+    if math.isnan(age) or _AGES[0] <= age <= _AGES[1]:
+        return age
+    log.warning("an age is not between %g and %g years; taken as unknown", *_AGES)
+    return math.nan
+
+
+def sex_of(text: str | None) -> int:
+    """0 male, 1 female, 2 unknown of an entry; other words are unknown, with a warning in the log."""
+    word = (text or "").strip().lower()
+    if word not in _SEXES and word not in ("", "unknown"):
+        log.warning("a sex is neither male nor female; taken as unknown")
+    return _SEXES.get(word, UNKNOWN_SEX)
+
+
+def leave_out(random: np.random.Generator, patient: Patient, phases: int) -> PatientData:
+    """What the network is told of a patient at one step of training.
+
+    Args:
+        random: one step's.
+        patient: what is known.
+        phases: number of phases; the last one stays when all would go.
+    """
+    both = random.random() < _BOTH_UNKNOWN
+    no_age, no_sex = (both or chance < _ONE_UNKNOWN for chance in random.random(2))
+    there = random.random(phases) >= _PHASE_ABSENT
+    if random.random() < _LAST_PHASE_ALONE:
+        there[:] = False
+    if not there.any():
+        there[-1] = True
+    return PatientData(
+        math.nan if no_age else patient.age, UNKNOWN_SEX if no_sex else patient.sex, tuple(there.tolist())
+    )
+
+
+def frequencies(patients: Mapping[str, Patient], classes: Collection[str]) -> dict[str, int]:
+    """Patients of each class."""
+    counts = np.bincount([patient.target for patient in patients.values()], minlength=len(classes))
+    return {code: int(count) for code, count in zip(classes, counts, strict=True)}
