@@ -16,6 +16,7 @@ from medseg.cli.benchmark import app as benchmark_app
 from medseg.cli.bundles import app as bundles_app
 from medseg.cli.evaluate import evaluate
 from medseg.cli.infer import infer
+from medseg.cli.inspect import inspect
 from medseg.cli.networks import app as networks_app
 from medseg.cli.phantom import app as phantom_app
 from medseg.cli.train import train
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.command()(infer)
 app.command()(batch)
+app.command()(inspect)
 app.command()(evaluate)
 app.command()(train)
 app.add_typer(benchmark_app, name="benchmark")

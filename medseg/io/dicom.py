@@ -64,7 +64,7 @@ def read(
         if not fix_gantry_tilt:
             warnings += checks.check_grid(path, found.shape, found.affine)
         frames = [found.volumes[number] for number in wanted]
-        data = _voxels(root, path, frames, found.shape, digest, invert=_inverts(chosen, warnings))
+        data, dtype = _voxels(root, path, frames, found.shape, digest, invert=_inverts(chosen, warnings))
         files = tuple(frame.path.relative_to(root) for frame in frames[0])
     warnings += checks.make_finite(path, data)
     affine, shear = found.affine, (0.0, 0.0)
@@ -85,7 +85,7 @@ def read(
     )
     log.debug("%s: shape %s, spacing %s mm", path, found.shape, geometry.spacing(affine))
     header = _nifti_header(data.shape[1:], affine)
-    return Volume(data, affine, Source(path, "dicom", header, digest.hexdigest(), tuple(warnings), origin))
+    return Volume(data, affine, Source(path, "dicom", header, digest.hexdigest(), tuple(warnings), origin, dtype))
 
 
 def read_labels(path: Path) -> tuple[NDArray[np.integer], geometry.Affine]:
@@ -228,8 +228,8 @@ def _voxels(
     digest: hashlib._Hash,
     *,
     invert: bool,
-) -> NDArray[np.float32]:
-    """Decode and rescale all frames, each file read once; (C, X, Y, Z)."""
+) -> tuple[NDArray[np.float32], str]:
+    """Decode and rescale all frames, each file read once: (C, X, Y, Z), and the type of the stored values."""
     try:
         data = np.empty((len(volumes), *shape), dtype=np.float32)
     except MemoryError as err:
@@ -238,7 +238,7 @@ def _voxels(
     for channel, frames in enumerate(volumes):
         for z, frame in enumerate(frames):
             files.setdefault(frame.path, []).append((channel, z, frame))
-    digests = []
+    digests, dtype = [], ""
     for file, members in files.items():
         try:
             raw = file.read_bytes()
@@ -253,8 +253,9 @@ def _voxels(
         for channel, z, frame in members:
             slope, intercept = frame.rescale or (1.0, 0.0)
             data[channel, :, :, z] = (values[frame.number] * slope + intercept).T
+        dtype = values.dtype.name
     digest.update("".join(sorted(digests)).encode())
-    return data
+    return data, dtype
 
 
 def _shear(affine: geometry.Affine) -> tuple[float, float]:
@@ -314,11 +315,12 @@ def _nifti_header(shape: Sequence[int], affine: geometry.Affine) -> Any:
     return header
 
 
-def listed(path: Path) -> Contents:
-    """The series and other objects of a folder, file or archive, in the order that ``--series`` counts.
+@contextmanager
+def listed(path: Path) -> Iterator[tuple[Contents, Path]]:
+    """The series and other objects of a folder, file or archive, and the folder or file they lie in for the block.
 
     Raises:
         InputError: no DICOM, or a damaged or dangerous archive.
     """
     with opened(path) as root:
-        return list_series(root, path)
+        yield list_series(root, path), root

@@ -59,6 +59,12 @@ def shear_degrees(affine: Affine) -> float:
     return float(np.degrees(np.arcsin(np.clip(cosines, 0.0, 1.0))).max())
 
 
+def oblique_degrees(affine: Affine) -> float:
+    """Largest angle between a voxel axis and the nearest of the anatomical axes, in degrees: 0 to about 55."""
+    axes = affine[:3, :3] / spacing(affine)
+    return float(np.degrees(np.arccos(np.clip(np.abs(axes).max(axis=0), 0.0, 1.0))).max())
+
+
 def is_orthogonal(affine: Affine, *, tolerance_degrees: float = 0.1) -> bool:
     """Whether the voxel axes meet at right angles."""
     return shear_degrees(affine) <= tolerance_degrees

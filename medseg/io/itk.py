@@ -77,7 +77,7 @@ def read(path: Path, *, channels: int | None = None, volume_index: int | None = 
         data = np.ascontiguousarray(array[wanted], dtype=np.float32)
     if array.dtype.kind == "f":
         warnings += tuple(checks.make_finite(path, data))
-    return Volume(data, affine, Source(path, "itk", None, digest.hexdigest(), warnings))
+    return Volume(data, affine, Source(path, "itk", None, digest.hexdigest(), warnings, dtype=array.dtype.name))
 
 
 def read_labels(path: Path) -> tuple[NDArray[np.integer], geometry.Affine]:

@@ -108,7 +108,8 @@ def read(path: Path, *, channels: int | None = None, volume_index: int | None = 
     warnings = layout.warnings
     if layout.dtype.kind == "f" or layout.scale is not None:
         warnings += tuple(checks.make_finite(path, data))
-    return Volume(data, layout.affine, Source(path, "nifti", layout.header, digest.hexdigest(), warnings))
+    source = Source(path, "nifti", layout.header, digest.hexdigest(), warnings, dtype=layout.dtype.name)
+    return Volume(data, layout.affine, source)
 
 
 def read_labels(path: Path) -> tuple[NDArray[np.integer], geometry.Affine]:

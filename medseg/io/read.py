@@ -147,6 +147,15 @@ def _reader(path: Path) -> Any:
     raise InputError(path, _no_format(suffix, head), "give a DICOM series, NIfTI, MetaImage or NRRD volume")
 
 
+def is_dicom_input(path: Path) -> bool:
+    """Whether `read_volume` takes a path for DICOM.
+
+    Raises:
+        InputError: as `read_volume`.
+    """
+    return str(_reader(path).__name__) == "medseg.io.dicom"
+
+
 def _no_format(suffix: str, head: bytes) -> str:
     """What to say of bytes that no format begins with."""
     expected = {

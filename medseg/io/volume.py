@@ -44,6 +44,7 @@ class Source:
             series the digest of its files' sorted hexadecimal digests.
         warnings: what the reader had to assume or replace, one sentence each; no patient identity.
         dicom: the images, for a DICOM volume.
+        dtype: type of the stored values ("int16").
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Source:
     sha256: str = ""
     warnings: tuple[str, ...] = ()
     dicom: DicomFrames | None = None
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
