@@ -68,7 +68,6 @@ def memory_plan(
     # A bundle alone is labelled at temperature 1, while its probabilities are at its own.
     alone = len(specs) == 1 and specs[0].calibration.temperature != 1 and (probabilities or uncertainty)
     classes, voxels = specs[0].out_channels, math.prod(shape)
-    largest_plane = math.prod(sorted(shape)[1:])
     inputs: dict[object, int] = {}
     sums, windows, features, planes = [], [], [], []
     for grid, spec, count, axis in zip(grids, specs, counts, layout.axes, strict=True):
@@ -83,7 +82,7 @@ def memory_plan(
         features.append(4 * window * spec.sw_batch_size * (_FEATURE_MAPS + spec.network_channels))
         windows.append(4 * window * running * classes * (2 * spec.sw_batch_size + 1))
         shown = 4 * classes * (2 if alone else 1)
-        planes.append(running * shown * ((4 + maps) * plane + (2 * largest_plane if maps else 0)))
+        planes.append(running * shown * ((4 + maps) * plane + maps * voxels // grid.turned_shape[axis]))
     total = sum if layout.lockstep else max
     held = 0
     if not layout.lockstep:
