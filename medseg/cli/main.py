@@ -14,6 +14,8 @@ import medseg
 from medseg.cli.batch import batch
 from medseg.cli.benchmark import app as benchmark_app
 from medseg.cli.bundles import app as bundles_app
+from medseg.cli.data import app as data_app
+from medseg.cli.diagnose import app as diagnose_app
 from medseg.cli.evaluate import evaluate
 from medseg.cli.infer import infer
 from medseg.cli.inspect import inspect
@@ -40,6 +42,8 @@ app.command()(evaluate)
 app.command()(train)
 app.add_typer(benchmark_app, name="benchmark")
 app.add_typer(bundles_app, name="bundles")
+app.add_typer(diagnose_app, name="diagnose")
+app.add_typer(data_app, name="data")
 app.add_typer(networks_app, name="networks")
 app.add_typer(phantom_app, name="phantom")
 app.add_typer(weights_app, name="weights")

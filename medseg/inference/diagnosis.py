@@ -19,7 +19,8 @@ from medseg.networks.mdpformer import UNKNOWN_SEX, MDPFormer
 ORGAN, LESION = 1, 2
 """Values of the segmentation beside 0, the background."""
 
-_LESION_ML = 0.3  # a smaller one does not contradict the class without lesions
+LESION_ML = 0.3
+"""A smaller lesion does not contradict the class without lesions, and does not count as found."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class PatientDiagnosis:
         probabilities: (classes,) with all that is known.
         without_metadata: (classes,) with age and sex unknown, which shows what they changed.
         labels: (X', Y', Z') uint8 on the model grid: 0 background, 1 organ, 2 lesion.
+        lesion: (X', Y', Z') float32, the probability of a lesion in each voxel.
+        organ_ml: volume of the organ, lesion not included.
+        lesion_ml: volume of the lesion.
         centre: voxel (x, y, z) around which the patient was classified.
         flags: reasons for a second look: ``organ_not_found``; ``disagreement`` between segmentation and class.
     """
@@ -52,6 +56,9 @@ class PatientDiagnosis:
     probabilities: NDArray[np.float32]
     without_metadata: NDArray[np.float32]
     labels: NDArray[np.uint8]
+    lesion: NDArray[np.float32]
+    organ_ml: float
+    lesion_ml: float
     centre: tuple[int, int, int]
     flags: tuple[str, ...]
 
@@ -92,7 +99,8 @@ def diagnose(
         sw_device=device,
         device="cpu",
     )[0]
-    labels = torch.as_tensor(logits).argmax(dim=0).to(torch.uint8).numpy()
+    chances = torch.as_tensor(logits).softmax(dim=0)
+    labels = chances.argmax(dim=0).to(torch.uint8).numpy()
     centre = centre_of(labels > 0)
     flags = [] if centre else ["organ_not_found"]
     centre = centre or centre_of(np.ones(labels.shape, dtype=bool)) or (0, 0, 0)
@@ -101,11 +109,13 @@ def diagnose(
     ages, sexes = torch.tensor([patient.age, math.nan]), torch.tensor([patient.sex, UNKNOWN_SEX])
     found = network(region.expand(2, -1, -1, -1, -1), ages.to(device), sexes.to(device), there.expand(2, -1).to(device))
     known, blind = found.class_logits.float().softmax(dim=1).cpu().numpy()
-    lesion_ml = int((labels == LESION).sum()) * math.prod(spec.spacing or (1.0, 1.0, 1.0)) / 1000
+    voxel_ml = math.prod(spec.spacing or (1.0, 1.0, 1.0)) / 1000
+    organ_ml, lesion_ml = (voxel_ml * int((labels == value).sum()) for value in (ORGAN, LESION))
     healthy = int(known.argmax()) == 0
-    if (healthy and lesion_ml > _LESION_ML) or (not healthy and lesion_ml == 0):
+    if (healthy and lesion_ml > LESION_ML) or (not healthy and lesion_ml == 0):
         flags.append("disagreement")
-    return PatientDiagnosis(known, blind, labels, centre, tuple(flags))
+    lesion = chances[LESION].numpy()
+    return PatientDiagnosis(known, blind, labels, lesion, organ_ml, lesion_ml, centre, tuple(flags))
 
 
 def centre_of(mask: NDArray[np.bool_]) -> tuple[int, int, int] | None:
