@@ -37,7 +37,7 @@ def leaderboard(report: AccuracyReport, *, command: str, data: str, picture: str
         f"# Leaderboard: {report.dataset}",
         _text(
             f"{data}. Every bundle segments the same cases on the same machine, with the settings it states, and is "
-            "scored as `medseg evaluate` does, see [evaluation.md](evaluation.md). Made by"
+            "scored as `medseg evaluate` does. Made by"
         ),
         f"    {command}",
         _text(

@@ -11,9 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from medseg.benchmark.accuracy import BundleResult, CaseResult, Spread, compare
+from medseg.benchmark.process import BundleProcess
 from medseg.benchmark.statistics import bootstrap_interval
 from medseg.cli.benchmark import app
 from medseg.errors import MedsegError
+from medseg.training.dataset import CaseFiles
 from tests.builders import blob_dataset, tiny_bundle
 
 
@@ -37,9 +39,19 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_page_plot_and_figures_of_two_bundles_with_a_case_that_cannot_be_read(data: Path, tmp_path: Path) -> None:
+def test_page_plot_and_figures_of_two_bundles_one_case_damaged_and_one_process_killed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, other = tiny_bundle(tmp_path, "one"), tiny_bundle(tmp_path, "other", padding_value=1.0)
     (data / "imagesTr" / "case_2.nii.gz").write_bytes(b"damaged")
+    segment = BundleProcess.segment
+
+    def killed_once(self: BundleProcess, case: CaseFiles) -> None:
+        if (self.described.name, case.name) == ("one", "case_2"):
+            self._process.kill()
+        segment(self, case)
+
+    monkeypatch.setattr(BundleProcess, "segment", killed_once)
     page, figures = tmp_path / "page.md", tmp_path / "page.json"
     options = ["--data", data, "--split", tmp_path / "split.json", "-b", one, "-b", other, "--threads", 1]
     done = Done(*options, "--baseline", other, "-o", page, "--json", figures)
@@ -58,7 +70,7 @@ def test_page_plot_and_figures_of_two_bundles_with_a_case_that_cannot_be_read(da
         assert [case["case"] for case in bundle["cases"]] == ["case_1", "case_3"]
         (failed,) = bundle["failed"]
         assert failed["case"] == "case_2"
-        assert "case_2.nii.gz" in failed["problem"]
+        assert {"one": "the process ended with -9", "other": "case_2.nii.gz"}[bundle["name"]] in failed["problem"]
         means = [sum(label["dice"] for label in case["labels"]) / 2 for case in bundle["cases"]]
         assert [case["dice"] for case in bundle["cases"]] == pytest.approx(means)
         assert bundle["dice"]["mean"] == pytest.approx(sum(means) / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from medseg.benchmark import speed as speed_module
 from medseg.benchmark.agreement import agreement
 from medseg.benchmark.meter import Meter, NetworkClock
 from medseg.benchmark.quant import quant_bundle
+from medseg.benchmark.run import Answer, Request, main
 from medseg.benchmark.scan import phantom_ct, save_phantom_ct
 from medseg.benchmark.speed import benchmark_speed
 from medseg.benchmark.subject import Subject, random_bundle
@@ -88,8 +90,18 @@ def test_report_holds_every_pipelines_runs_ratios_and_agreement_and_names_one_th
     assert monai["median"]["wall_s"] == monai["runs"][0]["wall_s"]
 
 
-def test_what_the_measured_process_refuses_keeps_its_words_and_its_class(tmp_path: Path) -> None:
+def test_what_the_measured_process_refuses_keeps_its_words_and_its_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     missing = tmp_path / "scan.nii.gz"
+
+    def in_this_process(request: Request) -> Answer:
+        monkeypatch.setattr("sys.stdin", io.StringIO(request.model_dump_json()))
+        main()
+        return Answer.model_validate_json(capsys.readouterr().out.splitlines()[-1])
+
+    monkeypatch.setattr(speed_module, "_ask", in_this_process)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _threads: None)
     with pytest.raises(InputError) as caught:
         benchmark_speed(Subject(quant_classes=2), [missing], repeat=1)
     assert str(caught.value) == f"{missing}: no such file; check the path"
