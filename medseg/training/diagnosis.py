@@ -28,9 +28,10 @@ from medseg.inference.preprocess import preprocess, to_model_grid
 from medseg.io.read import read_labels, read_volume
 from medseg.networks.fit import fit
 from medseg.networks.mdpformer import MDPFormer
-from medseg.training.config import Augmentation, TrainingConfig
+from medseg.training.config import Augmentation, Loss, TrainingConfig
 from medseg.training.dataset import CaseFiles, Dataset
 from medseg.training.diagnosis_losses import DiagnosisLoss, class_weights
+from medseg.training.job import weights_file
 from medseg.training.loop import Progress, learning_rate, save_tensors, stop_signals
 from medseg.training.patients import Patient, frequencies, leave_out, read_classes, read_patients
 
@@ -89,11 +90,15 @@ def derive_spec(config: TrainingConfig, dataset: Dataset, classes: int) -> Bundl
         UsageError: settings that this kind of training does not have, or that the network refuses.
     """
     for name, wrong in (
-        ("slices", config.slice_axis is not None or config.neighbours > 0),
+        ("--bundle", config.bundle is not None),
+        ("--freeze-encoder", config.freeze_encoder > 0),
+        ("--slice-axis", config.slice_axis is not None or config.neighbours > 0 or config.resize != "none"),
         ("--mirror", bool(config.mirror_axes)),
         ("--optimizer", config.optimizer != "adamw"),
         ("--augment", config.augmentation != Augmentation()),  # type: ignore[call-arg]
         ("--intensity", config.intensity is not None),
+        ("--workers", config.workers > 0),
+        ("loss", config.loss != Loss()),
     ):
         if wrong:
             raise UsageError(name, "not for a network that diagnoses", "leave it out; see docs/pancreas.md")
@@ -362,19 +367,20 @@ def train_diagnosis(
     weights = class_weights([patient.target for patient in learned.values()], len(classes))
     if not resume:
         spec = derive_spec(config, dataset, len(classes))
-        output.mkdir(parents=True, exist_ok=True)
-        described = describe(dataset, spec, classes, frequencies(learned, classes), len(held_out))
-        write_configs(output, spec, described, train_config(config))
     trainer = DiagnosisTrainer(config, spec, weights, output, device)
     if resume:
         trainer.resume()
     elif config.weights is not None:
-        trainer.start_from(Path(config.weights))
+        trainer.start_from(weights_file(config.weights))
     cached = []
     for done, case in enumerate([*learn, *held_out], start=1):
         cached.append(cache_patient(case, patients[case.name], spec))
         if prepare is not None:
             prepare("preprocess", done, len(cases))
+    if not resume:  # the last thing that can fail is done: the folder is taken from here on
+        output.mkdir(parents=True, exist_ok=True)
+        described = describe(dataset, spec, classes, frequencies(learned, classes), len(held_out))
+        write_configs(output, spec, described, train_config(config))
     return trainer.run(cached[: len(learn)], cached[len(learn) :], report)
 
 

@@ -90,6 +90,8 @@ def train(
     if config.architecture == "mdpformer" and (data / "patients.csv").is_file():
         from medseg.training.diagnosis import train_diagnosis  # it builds on this module
 
+        if devices > 1:
+            raise UsageError("--devices", "a network that diagnoses is trained on one", "leave it out")
         return train_diagnosis(
             config, dataset, cases, output, resume=resume, device=choose_device(device), prepare=prepare, report=report
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -105,11 +106,26 @@ def test_the_run_folder_is_a_bundle_that_names_classes_and_phases(phantoms: Path
     assert found.probabilities.sum() == pytest.approx(1, abs=1e-5)
 
 
+def test_a_run_that_never_began_leaves_its_folder_free(phantoms: Path, tmp_path: Path) -> None:
+    root, run = tmp_path / "set", tmp_path / "run"
+    shutil.copytree(phantoms, root)
+    (root / "labelsTr" / "pancreas_00004.nii.gz").write_bytes(b"no image")
+    with pytest.raises(InputError, match="pancreas_00004"):
+        train(config(holdout=0.0, steps=1), root, run)
+    (root / "patients.csv").write_text("case,age,sex,class\n")
+    with pytest.raises(InputError, match="9 cases have no row"):
+        train(config(), root, run)
+    with pytest.raises(UsageError, match="--devices"):
+        train(config(), phantoms, run, devices=2, device="cpu")
+    assert not run.exists()
+
+
 def test_settings_of_other_trainings_and_wrong_arguments_are_refused(phantoms: Path) -> None:
     dataset = read_dataset(phantoms)
     for change, problem in (
         ({"mirror_axes": (0,)}, "--mirror"),
         ({"optimizer": "sgd"}, "--optimizer"),
+        ({"workers": 2}, "--workers"),
         ({"intensity": "zscore"}, "--intensity"),
         ({"network": {"hidden_size": 20}}, "multiple of 8"),
         ({"network": {"patient_classes": 4}}, "patient_classes is not 9"),
