@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from medseg.bundles.spec import BundleSpec
 from medseg.checkpoints.load import load_pretrained
@@ -97,7 +97,7 @@ class Trainer:
         network = create(spec.network, **spec.network_args).to(device)
         self.layout = torch.channels_last_3d if spec.slices is None else torch.contiguous_format
         self.network = network.to(memory_format=self.layout)  # type: ignore[call-overload]
-        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(self.network, multi_avg_fn=_moving_average(config.ema_decay))
         self.optimizer = _optimizer(config, self.network)
         self.loss = SegmentationLoss(config.loss, spec)
         self.progress = Progress()
@@ -284,6 +284,17 @@ class Trainer:
                 "frozen": sorted(self.frozen),
             },
         )
+
+
+def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """An exponential average that forgets the first, random weights soon: its decay grows to `decay` with the steps."""
+
+    @torch.no_grad()
+    def update(average: Any, current: Any, steps: Any) -> None:
+        done = float(steps)
+        torch._foreach_lerp_(average, current, 1 - min(decay, (1 + done) / (10 + done)))
+
+    return update
 
 
 def _optimizer(config: TrainingConfig, network: nn.Module) -> torch.optim.Optimizer:
