@@ -11,12 +11,14 @@ from pathlib import Path, PurePosixPath
 
 from medseg.batch.manifest import read_manifest
 from medseg.errors import InputError, UsageError
-from medseg.io.files import split_suffix
+from medseg.io.files import case_name, split_suffix
+from medseg.io.series import is_dicom
 
-SCAN_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".hdr.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
+SCAN_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".hdr.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".zip")
 """Suffixes, in lower case, that a folder or a pattern is searched for."""
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
+_RESULT = re.compile("_seg(_rtstruct)?$")
 _NAMED = 3
 
 
@@ -26,7 +28,7 @@ class Case:
 
     Attributes:
         name: unique in the batch; the outputs are ``OUT_DIR/name_seg.nii.gz`` and so on; may hold subfolders ("a/ct").
-        scans: absolute paths: one volume, or one for each channel.
+        scans: absolute paths: one volume or DICOM folder, or one for each channel.
         problem: why it cannot be computed, as far as the names tell; empty when nothing is wrong.
     """
 
@@ -54,7 +56,7 @@ def find_cases(
     """Find the cases that the inputs name.
 
     Args:
-        inputs: folders, patterns (``"data/*/ct.nii.gz"``), volumes and CSV manifests.
+        inputs: folders, patterns (``"data/*/ct.nii.gz"``), volumes, DICOM folders and CSV manifests.
         channels: of the bundle; with several, files ``CASE_0000``, ``CASE_0001`` ... are one case.
         recursive: also search the folders' subfolders; the names keep them.
         output: the batch's folder, which is not searched when it lies inside an input.
@@ -71,7 +73,7 @@ def find_cases(
         path = Path(given)
         if path.suffix.lower() == ".csv" and path.is_file():
             cases += [
-                Case(row.case or split_suffix(row.images[0])[0], row.images, _channel_count(len(row.images), channels))
+                Case(row.case or case_name(row.images[0]), row.images, _channel_count(len(row.images), channels))
                 for row in read_manifest(path)
             ]
             continue
@@ -89,7 +91,7 @@ def find_cases(
         seen = ", ".join(str(one) for one in inputs[:_NAMED])
         more = f" ({left_out} files *_seg are results, not scans)" if left_out else ""
         raise InputError(
-            seen, f"no scan found ({', '.join(SCAN_SUFFIXES)}){more}", "check the path, or add --recursive"
+            seen, f"no scan found ({', '.join(SCAN_SUFFIXES)}, DICOM){more}", "check the path, or add --recursive"
         )
     cases, notes = _without_repeats(cases)
     _check_names(cases)
@@ -123,8 +125,12 @@ def _expand(path: Path, text: str, *, recursive: bool, avoid: Path | None) -> li
     """The volumes that one input names, sorted."""
     absolute = path.absolute()  # links are kept: their names may be better than those of what they lead to
     if path.is_dir():
-        found = _walk(absolute, recursive=recursive, avoid=avoid)
-        return [_File(one, absolute) for one in sorted(found) if _is_scan(one)]
+        files = [_File(one, absolute) for one in _walk(absolute, recursive=recursive, avoid=avoid) if _is_scan(one)]
+        series = [
+            _File(one, absolute.parent if one == absolute else absolute)
+            for one in _dicom_folders(absolute, recursive=recursive, avoid=avoid)
+        ]
+        return sorted(files + series, key=lambda file: file.path)
     if path.exists() or path.is_symlink():
         return [_File(absolute, absolute.parent)]
     if not glob.has_magic(text):
@@ -133,7 +139,7 @@ def _expand(path: Path, text: str, *, recursive: bool, avoid: Path | None) -> li
     fixed = next(number for number, part in enumerate(parts) if glob.has_magic(part))
     base = Path(*parts[:fixed]).absolute()
     matches = sorted(base.glob(str(Path(*parts[fixed:]))))
-    kept = [one for one in matches if _is_scan(one) and one.is_file() and not _inside(one, base, avoid)]
+    kept = [one for one in matches if not _inside(one, base, avoid) and (_is_scan_file(one) or _holds_dicom(one))]
     if not kept:
         raise InputError(text, f"no scan fits this pattern; {len(matches)} other files do", "check the pattern")
     return [_File(one, base) for one in kept]
@@ -159,6 +165,43 @@ def _walk(root: Path, *, recursive: bool, avoid: Path | None) -> Iterator[Path]:
         folders[:] = inner
 
 
+def _dicom_folders(root: Path, *, recursive: bool, avoid: Path | None) -> list[Path]:
+    """The folders that are a DICOM case each, with all below them.
+
+    The root itself when DICOM files lie in it; else those of its subfolders that hold DICOM anywhere, or, in a
+    recursive search, the topmost folders in which DICOM files lie.
+    """
+    if _holds_dicom(root, below=False):
+        return [root]
+    if not recursive:
+        inner = sorted(one for one in root.iterdir() if one.is_dir() and not one.name.startswith("."))
+        return [one for one in inner if one.resolve() != avoid and _holds_dicom(one)]
+    found: list[Path] = []
+    for file in _walk(root, recursive=True, avoid=avoid):
+        folder = file.parent
+        if not any(folder.is_relative_to(one) for one in found[-1:]) and _is_image(file):
+            found.append(folder)
+    return found
+
+
+def _holds_dicom(folder: Path, *, below: bool = True) -> bool:
+    """Whether a folder has a DICOM image, in itself or anywhere below."""
+    return folder.is_dir() and any(_is_image(file) for file in _walk(folder, recursive=below, avoid=None))
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file is DICOM, and neither hidden nor a result of medseg."""
+    stem, suffix = split_suffix(path)
+    if path.name.startswith(".") or _is_scan(path) or (suffix.lower() == ".dcm" and _RESULT.search(stem)):
+        return False
+    return path.is_file() and is_dicom(path)
+
+
+def _is_scan_file(path: Path) -> bool:
+    """Whether a pattern means this file: a volume, or a DICOM file named so."""
+    return path.is_file() and (_is_scan(path) or (path.suffix.lower() == ".dcm" and _is_image(path)))
+
+
 def _is_scan(path: Path) -> bool:
     return split_suffix(path)[1].lower() in SCAN_SUFFIXES and not path.name.startswith(".")
 
@@ -175,7 +218,7 @@ def _scan_of(path: Path) -> tuple[Path, str]:
 
 
 def _single(file: _File) -> Case:
-    return Case(file.name(split_suffix(file.path)[0]), (file.path,))
+    return Case(file.name(case_name(file.path)), (file.path,))
 
 
 def _grouped(files: Iterable[_File], channels: int) -> list[Case]:
@@ -183,7 +226,7 @@ def _grouped(files: Iterable[_File], channels: int) -> list[Case]:
     groups: dict[tuple[Path, str], dict[int, _File]] = {}
     cases: list[Case] = []
     for file in files:
-        stem, _ = split_suffix(file.path)
+        stem = case_name(file.path)
         if numbered := _CHANNEL.fullmatch(stem):
             group = groups.setdefault((file.path.parent, numbered[1]), {})
             other = group.setdefault(int(numbered[2]), file)

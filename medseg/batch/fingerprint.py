@@ -13,6 +13,7 @@ from medseg.io.files import check_regular, open_regular, split_suffix
 
 _END = 1 << 20
 _HEADER = 1 << 16
+_BEGINNING = 1 << 12
 _DATA_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)[ \t]*([^\r\n]+)", re.IGNORECASE | re.MULTILINE)
 _PARTNERS = {".hdr": ".img", ".hdr.gz": ".img", ".img": ".hdr", ".img.gz": ".hdr"}
 
@@ -21,10 +22,11 @@ class Fingerprint(BaseModel):
     """What is known of a scan's files before they are read.
 
     Attributes:
-        files: names without folders.
-        sizes: bytes.
-        mtimes_ns: times of the last change, nanoseconds.
-        ends_sha256: SHA-256 of the first and the last MiB of each file, in order.
+        files: names without folders; of a DICOM folder its own name only.
+        sizes: bytes; of a folder all files together.
+        mtimes_ns: times of the last change, nanoseconds; of a folder the latest.
+        ends_sha256: SHA-256 of the first and the last MiB of each file, in order; of a folder, of the names, sizes and
+            beginnings of all its files.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -44,6 +46,12 @@ def fingerprint(scans: Sequence[Path]) -> Fingerprint:
     digest = hashlib.sha256()
     names, sizes, times = [], [], []
     for path in _with_data(scans):
+        if path.is_dir():
+            size, time = _folder(path, digest)
+            names.append(path.name)
+            sizes.append(size)
+            times.append(time)
+            continue
         found = check_regular(path)
         with open_regular(path) as file:
             digest.update(file.read(_END))
@@ -59,7 +67,8 @@ def fingerprint(scans: Sequence[Path]) -> Fingerprint:
 def unchanged(scans: Sequence[Path], before: Fingerprint, sha256: str) -> bool:
     """Whether the files still hold what was read.
 
-    A file whose time alone differs (copied, touched) is read to its end and compared by its SHA-256.
+    A file whose time alone differs (copied, touched) is read to its end and compared by its SHA-256; a DICOM folder
+    counts as changed then.
 
     Args:
         scans: the case's files.
@@ -74,7 +83,22 @@ def unchanged(scans: Sequence[Path], before: Fingerprint, sha256: str) -> bool:
         return False
     if now.mtimes_ns == before.mtimes_ns:
         return True
+    if any(scan.is_dir() for scan in scans):
+        return False
     return bool(sha256) and sha256_of_files(list(_with_data(scans))) == sha256
+
+
+def _folder(folder: Path, digest: hashlib._Hash) -> tuple[int, int]:
+    """Bytes and latest change of all files below a folder; the digest takes in their names, sizes and beginnings."""
+    size, latest = 0, 0
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        found = check_regular(path)
+        size, latest = size + found.st_size, max(latest, found.st_mtime_ns)
+        digest.update(f"{path.relative_to(folder)}\0{found.st_size}\0".encode("utf-8", "surrogateescape"))
+        if found.st_size:
+            with open_regular(path) as file:
+                digest.update(file.read(_BEGINNING))
+    return size, latest
 
 
 def sha256_of_files(paths: Sequence[Path]) -> str:

@@ -113,6 +113,8 @@ class Planner:
             labels_path(self.output, case.name),
             probabilities=self.settings.probabilities,
             uncertainty=self.settings.uncertainty,
+            dicom_seg=self.settings.dicom_seg,
+            rtstruct=self.settings.rtstruct,
         )
         found = []
         for kind, path in places.paths().items():

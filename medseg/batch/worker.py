@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import medseg
 from medseg.batch.cases import Case
@@ -47,6 +47,15 @@ class Settings:
     probabilities: bool = False
     force: bool = False
     uncertainty: bool = False
+    fix_gantry_tilt: bool = False
+    dicom_seg: bool = False
+    rtstruct: bool = False
+
+    def computing(self) -> dict[str, Any]:
+        """What `infer` takes of it, by name."""
+        asked = asdict(self)
+        refer = asked.pop("dicom_seg"), asked.pop("rtstruct")
+        return {**asked, "refer": any(refer)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +133,8 @@ class Worker:
             labels_path(self.output, case.name),
             probabilities=self.settings.probabilities,
             uncertainty=self.settings.uncertainty,
+            dicom_seg=self.settings.dicom_seg,
+            rtstruct=self.settings.rtstruct,
         )
 
     def read(self, case: Case) -> ReadScan:
@@ -138,7 +149,9 @@ class Worker:
             raise InputError(case.scans[0], case.problem, "give one file for each channel")
         begin = time.perf_counter()
         mark = fingerprint(case.scans)
-        volume = read_volume(_scan(case), channels=self.bundle.spec.in_channels)
+        volume = read_volume(
+            _scan(case), channels=self.bundle.spec.in_channels, fix_gantry_tilt=self.settings.fix_gantry_tilt
+        )
         return ReadScan(volume, mark, time.perf_counter() - begin)
 
     def compute(self, case: Case, scan: ReadScan, *, progress: Progress | None = None) -> Result:
@@ -149,7 +162,8 @@ class Worker:
         """
         from medseg.inference.run import infer
 
-        result = infer(_scan(case), bundle=self.bundle, volume=scan.volume, progress=progress, **asdict(self.settings))
+        asked = self.settings.computing()
+        result = infer(_scan(case), bundle=self.bundle, volume=scan.volume, progress=progress, **asked)
         seconds = result.record.seconds | {"read": round(scan.seconds, 3)}
         return replace(result, record=result.record.model_copy(update={"seconds": seconds}))
 

@@ -27,7 +27,8 @@ def batch(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT...", help='Folder, pattern in quotes ("data/*/ct.nii.gz"), volume, or CSV manifest.'
+            metavar="INPUT...",
+            help='Folder, pattern in quotes ("data/*/ct.nii.gz"), volume, DICOM folder, or CSV manifest.',
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results; made if it is not there.")],
@@ -57,6 +58,15 @@ def batch(
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Go on with scans that are not what the bundle was trained on.")
+    ] = False,
+    fix_gantry_tilt: Annotated[
+        bool, typer.Option("--fix-gantry-tilt", help="Resample DICOM series of a tilted gantry to right angles.")
+    ] = False,
+    dicom_seg: Annotated[
+        bool, typer.Option("--dicom-seg", help="Also write a DICOM Segmentation of each DICOM scan, CASE_seg.dcm.")
+    ] = False,
+    rtstruct: Annotated[
+        bool, typer.Option("--rtstruct", help="Also write a DICOM RT Structure Set, CASE_seg_rtstruct.dcm.")
     ] = False,
     recursive: Annotated[bool, typer.Option("-r", "--recursive", help="Also search subfolders.")] = False,
     workers: Annotated[
@@ -90,6 +100,8 @@ def batch(
 
       medseg batch "study/*/ct.nii.gz" -o results --workers 4
 
+      medseg batch studies/ -o results --dicom-seg
+
       medseg batch cases.csv -o /shared/results --engine ray --address auto
 
     Exit codes: 0 all done, 7 some failed, else as medseg infer; 130 and 143 stopped by a signal.
@@ -104,7 +116,9 @@ def batch(
             output,
             bundle=bundle or DEFAULT_BUNDLE,
             weights=weight,
-            settings=Settings(device, overlap, tta, probabilities, force, uncertainty),
+            settings=Settings(
+                device, overlap, tta, probabilities, force, uncertainty, fix_gantry_tilt, dicom_seg, rtstruct
+            ),
             workers=Workers(engine, workers, address, cpus_per_actor),
             recursive=recursive,
             shard=_shard(shard),

@@ -120,10 +120,15 @@ def check_referable(volume: Volume) -> None:
     """
     origin, path = volume.source.dicom, volume.source.path
     if origin is None:
-        raise UsageError("--dicom-seg, --rtstruct", f"{path} is not DICOM", "they refer to the images of a DICOM scan")
+        raise not_dicom(path)
     if not origin.referable:
         problem = "identifiers are missing (UID of study, series, image, storage class or frame of reference)"
         raise InputError(path, problem + ", which DICOM SEG and RTSTRUCT refer to", "write NIfTI instead")
+
+
+def not_dicom(path: Path) -> UsageError:
+    """The error for DICOM outputs of another scan."""
+    return UsageError("--dicom-seg, --rtstruct", f"{path} is not DICOM", "they refer to the images of a DICOM scan")
 
 
 def source_images(volume: Volume) -> list[Any]:

@@ -61,8 +61,8 @@ def read_volume(
         extra: dict[str, Any] = {}
         if reader.__name__ == "medseg.io.dicom":
             extra = {"series": series, "fix_gantry_tilt": fix_gantry_tilt}
-        elif series is not None or fix_gantry_tilt:
-            raise UsageError("--series, --fix-gantry-tilt", f"{one} is not DICOM", "leave it out")
+        elif series is not None:
+            raise UsageError("--series", f"{one} is not DICOM", "leave it out")
         volume: Volume = reader.read(one, channels=channels, volume_index=volume_index, digest=digest, **extra)
         return volume
 

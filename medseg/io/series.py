@@ -250,15 +250,6 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def holds_dicom(folder: Path, *, below: bool = True) -> bool:
-    """Whether a folder has a DICOM file, in itself or anywhere below."""
-    for here, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if below and not name.startswith("."))
-        if any(is_dicom(Path(here, name)) for name in sorted(names) if _may_be_dicom(Path(here, name))):
-            return True
-    return False
-
-
 def public_name(path: Path, root: Path, shown: Path) -> str:
     """How a message calls a file that the user did not name: exporters put patients' names into file names.
 

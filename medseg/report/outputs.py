@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medseg.inference.run import Result
-from medseg.io.dicom import check_referable
+from medseg.io.dicom import check_referable, not_dicom
 from medseg.io.files import case_name, split_suffix
+from medseg.io.read import is_dicom_input
 from medseg.io.series import is_dicom
 from medseg.io.write import NIFTI_SUFFIXES, OutputSet, Target, reserve
 
@@ -81,9 +82,11 @@ def reserve_outputs(
         rtstruct: also a DICOM RT Structure Set of this name.
 
     Raises:
-        OutputError: a folder is missing or not writable, or an output exists. UsageError: not a NIfTI suffix, or
-            an output is an input.
+        OutputError: a folder is missing or not writable, or an output exists. UsageError: not a NIfTI suffix, an
+            output is an input, or DICOM outputs of a scan that is not DICOM.
     """
+    if (dicom_seg is not None or rtstruct is not None) and not is_dicom_input(scans[0]):
+        raise not_dicom(scans[0])
     name = f"{case_name(scans[0])}_seg.nii.gz"
     if output is None:
         labels = (scans[0] if scans[0].name not in {"", ".."} else scans[0].resolve()).parent / name
