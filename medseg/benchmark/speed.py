@@ -57,6 +57,7 @@ class Medians(_Strict):
     overhead_cpu_s: float
     peak_rss_mib: float
     above_imports_mib: float
+    peak_gpu_mib: float | None = Field(description="Null on a CPU.")
 
 
 class LabelsEntry(_Strict):
@@ -69,13 +70,14 @@ class LabelsEntry(_Strict):
 class Ratio(_Strict):
     """The baseline's figure over medseg's: above 1, medseg needs less. Medians of the rounds' ratios.
 
-    Null where medseg's figure is 0.
+    Null where medseg's figure is 0, or where there is none.
     """
 
     wall: float | None
     cpu: float | None
     overhead: float | None
     peak_rss: float | None = Field(description="Of the memory above that after the imports.")
+    peak_gpu: float | None
 
 
 class Baseline(_Strict):
@@ -230,7 +232,9 @@ def _baseline(pipeline: _Pipeline, ours: Sequence[Run], labels: Path) -> Baselin
 
     def ratio(figure: str) -> float | None:
         pairs = [(getattr(own, figure), getattr(other, figure)) for own, other in zip(ours, runs, strict=True)]
-        return statistics.median(other / own for own, other in pairs) if all(own > 0 for own, _ in pairs) else None
+        if not all(own and other is not None for own, other in pairs):
+            return None
+        return float(statistics.median(other / own for own, other in pairs))
 
     return Baseline(
         name=pipeline.engine,
@@ -242,6 +246,7 @@ def _baseline(pipeline: _Pipeline, ours: Sequence[Run], labels: Path) -> Baselin
             cpu=ratio("cpu_s"),
             overhead=ratio("overhead_cpu_s"),
             peak_rss=ratio("above_imports_mib"),
+            peak_gpu=ratio("peak_gpu_mib"),
         ),
         agreement=file_agreement(labels, pipeline.output),
     )
@@ -252,7 +257,10 @@ def _runs(pipeline: _Pipeline) -> tuple[Run, ...]:
 
 
 def _medians(runs: Sequence[Run]) -> Medians:
-    return Medians(**{name: statistics.median(getattr(run, name) for run in runs) for name in Medians.model_fields})
+    columns = {name: [getattr(run, name) for run in runs] for name in Medians.model_fields}
+    return Medians.model_validate(
+        {name: None if None in values else statistics.median(values) for name, values in columns.items()}
+    )
 
 
 def _sha256(paths: Sequence[Path]) -> str:

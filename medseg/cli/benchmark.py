@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +19,7 @@ from medseg.errors import InputError, PartialError, UsageError
 
 if TYPE_CHECKING:
     from medseg.benchmark.accuracy import AccuracyReport
-    from medseg.benchmark.speed import SpeedReport
+    from medseg.benchmark.speed import Medians, SpeedReport
     from medseg.benchmark.subject import Subject
 
 app = typer.Typer(help="Measure: speed beside other pipelines, accuracy of bundles.", no_args_is_help=True)
@@ -318,18 +318,22 @@ def _print_speed(report: SpeedReport) -> None:
 
     shape, voxel = ("x".join(f"{value:g}" for value in row) for row in (report.image.shape, report.image.spacing))
     print(f"{report.bundle.name} on {shape} voxels of {voxel} mm, {report.windows} windows")
-    print(f"{report.device}, {report.threads} threads, {report.cpu}, load {report.load}, torch {report.torch}")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("median of " + str(len(report.runs)), no_wrap=True)
-    for column in ("wall s", "CPU s", "network s", "overhead s", "MiB", "changed", "lowest Dice", "mean Dice"):
+    print(f"{report.device}, threads: {report.threads}, {report.cpu}, load {report.load}, torch {report.torch}")
+    on_gpu = report.median.peak_gpu_mib is not None
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column(f"median of {len(report.runs)}", no_wrap=True)
+    columns = ("wall s", "CPU s", "network", "overhead", "MiB", *(("GPU MiB",) if on_gpu else ()))
+    for column in (*columns, "changed", "Dice min", "mean"):
         table.add_column(column, justify="right", no_wrap=True)
 
-    def row(name: str, *values: str) -> None:
-        table.add_row(*(Text(value) for value in (name, *values)))
+    def row(name: str, values: Sequence[float | None], form: str, *more: str) -> None:
+        cells = ["" if value is None else format(value, form) for value in values]
+        table.add_row(*(Text(cell) for cell in (name, *cells, *more)))
 
-    def figures(name: str, median: Any) -> None:
+    def figures(name: str, median: Medians) -> None:
+        gpu = (median.peak_gpu_mib,) if on_gpu else ()
         seconds = (median.wall_s, median.cpu_s, median.net_cpu_s, median.overhead_cpu_s)
-        row(name, *(f"{value:.2f}" for value in seconds), f"{median.above_imports_mib:.0f}")
+        row(name, (*seconds, median.above_imports_mib, *gpu), ".2f")
 
     figures("medseg", report.median)
     for other in report.baselines:
@@ -337,9 +341,10 @@ def _print_speed(report: SpeedReport) -> None:
             continue
         figures(f"{other.name} {other.version}", other.median)
         ratio, same = other.ratio, other.agreement
-        found = (ratio.wall, ratio.cpu, None, ratio.overhead, ratio.peak_rss)
+        gpu = (ratio.peak_gpu,) if on_gpu else ()
         dice = ("-" if value is None else f"{value:.4f}" for value in (same.dice_min, same.dice_mean))
-        row("  ratio", *("" if one is None else f"{one:.2f}x" for one in found), f"{same.changed:.1e}", *dice)
+        found = (ratio.wall, ratio.cpu, None, ratio.overhead, ratio.peak_rss, *gpu)
+        row("  times medseg", found, ".2f", f"{same.changed:.1e}", *dice)
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=max(80, Console(width=1000).measure(table).maximum))

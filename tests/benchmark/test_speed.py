@@ -79,7 +79,8 @@ def test_report_holds_every_pipelines_runs_ratios_and_agreement_and_names_one_th
     assert found["windows"] == found["windows_evaluated"] + found["windows_reused"]
     monai, nnunet = found["baselines"]
     assert nnunet["error"] == "no_such_package is not installed"
-    assert set(monai["ratio"]) == {"wall", "cpu", "overhead", "peak_rss"}
+    assert set(monai["ratio"]) == {"wall", "cpu", "overhead", "peak_rss", "peak_gpu"}
+    assert monai["ratio"]["peak_gpu"] is monai["median"]["peak_gpu_mib"] is None
     assert monai["agreement"]["changed"] <= 1e-4
     assert monai["agreement"]["classes"] >= 2
     (run,) = found["runs"]
