@@ -2,7 +2,7 @@
 
     python benchmarks/engine.py                                        # quant-14, quant-104, dynunet-14, swin-unetr-14
     python benchmarks/engine.py --case quant-14 --rounds 5 --threads 1 --json figures   # figures/quant-14.json
-    python benchmarks/engine.py --case large-104 --engine medseg       # MONAI's pipeline needs 190 GiB for this one
+    python benchmarks/engine.py --case large-104 --engine medseg       # all classes on the scan's grid fit nowhere
 
 What is measured, and what `quant` is, stands in docs/performance.md.
 """
