@@ -9,8 +9,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from torch import nn
 
 from medseg.bundles.integrity import write_manifest
+from medseg.bundles.load import Bundle
 from medseg.bundles.spec import BundleSpec, NormalizeIntensity, Suitability
 from medseg.bundles.write import write_configs
 from medseg.networks.registry import create
@@ -53,6 +55,20 @@ def tiny_bundle(folder: Path, name: str = "tiny", **changes: Any) -> Path:
     (root / "LICENSE").write_text("Apache-2.0\n")
     write_manifest(root)
     return root
+
+
+def conv_network(bundle: Bundle) -> nn.Module:
+    """Two convolutions, seeded by the SHA-256 of the bundle's weights: what a bundle's network is like, but quick.
+
+    For tests of what is around the network: ``monkeypatch.setattr(Bundle, "network", conv_network)``.
+    """
+    torch.manual_seed(int(bundle.sha256[:8], 16))
+    spec = bundle.spec
+    layers = [nn.Conv3d(spec.in_channels, 4, 3, padding=1), nn.Tanh(), nn.Conv3d(4, spec.out_channels, 3, padding=1)]
+    with torch.no_grad():
+        for layer in layers[::2]:
+            layer.weight.mul_(3)
+    return nn.Sequential(*layers).eval()
 
 
 def blob_scan(shape: tuple[int, int, int] = (34, 52, 35), seed: int = 0) -> np.ndarray:

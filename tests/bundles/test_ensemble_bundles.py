@@ -19,20 +19,27 @@ from medseg.batch.run import run_batch
 from medseg.batch.worker import Settings
 from medseg.bundles.ensemble import load_ensemble, make_ensemble
 from medseg.bundles.integrity import write_manifest
-from medseg.bundles.load import load_bundle
+from medseg.bundles.load import Bundle, load_bundle
 from medseg.bundles.spec import ENSEMBLE, Calibration, DiceFit, NormalizeIntensity, parse_calibration
 from medseg.bundles.verify import verify_bundle
 from medseg.checkpoints.files import read
 from medseg.cli.main import app
 from medseg.errors import BundleError, MedsegError, OutputError, UsageError
 from medseg.io.read import read_volume
-from tests.builders import blob_scan, save_scan, tiny_bundle
+from tests.builders import blob_scan, conv_network, save_scan, tiny_bundle
 
 RUN = CliRunner()
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(own: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, with quick networks."""
+    monkeypatch.setattr(Bundle, "network", conv_network)
+    return own
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's own bundles: `one` and `two`, which differ in weights, spacing and window."""
     monkeypatch.setenv("MEDSEG_HOME", str(tmp_path))
     folder = tmp_path / "bundles"
@@ -287,8 +294,8 @@ def test_a_calibration_is_read_and_predicts_the_dice_where_it_holds(home: Path, 
 
 
 @pytest.mark.slow
-def test_monai_bundle_run_of_an_ensemble_gives_the_labels_of_medseg_infer(home: Path, tmp_path: Path) -> None:
-    root, scan = make_ensemble("both", ["one", "two"], home), _scan(tmp_path)
+def test_monai_bundle_run_of_an_ensemble_gives_the_labels_of_medseg_infer(own: Path, tmp_path: Path) -> None:
+    root, scan = make_ensemble("both", ["one", "two"], own), _scan(tmp_path)
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
     command += ["--bundle_root", str(root), "--dataset_dir", str(tmp_path), "--output_dir", str(tmp_path / "eval")]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
