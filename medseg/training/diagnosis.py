@@ -391,7 +391,8 @@ def describe(
     return {
         "name": f"{spec.network} {dataset.name}",
         "task": f"Segmentation of {spec.labels[ORGAN]} and lesion, and the patient's class: {', '.join(classes)}",
-        "description": f"{spec.network} trained on {sum(learned.values())} patients of {dataset.name}",
+        "description": f"{spec.network} trained on {sum(learned.values())} patients of {dataset.name}. "
+        f"{dataset.reference}".rstrip(),
         "data_source": dataset.reference,
         "data_license": dataset.licence,
         "training_cases": sum(learned.values()),
