@@ -44,6 +44,7 @@ class Loss(BaseModel):
         batch: one Dice over the batch instead of the mean over its crops; None: for slices only, of which most lack a
             label, and a Dice of nothing has no slope.
         output_weights: weight of each output of a network with several, full resolution first; None halves each.
+        factor: of the whole; matters where the optimiser's step follows the size of the gradient (SGD).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,6 +53,7 @@ class Loss(BaseModel):
     squared: bool = False
     batch: bool | None = None
     output_weights: tuple[float, ...] | None = None
+    factor: float = Field(1.0, gt=0)
 
 
 class TrainingConfig(BaseModel):
@@ -91,7 +93,7 @@ class TrainingConfig(BaseModel):
     schedule: Literal["cosine", "polynomial"] = "cosine"
     decay_steps: int | None = Field(None, gt=0)
     loss: Loss = Loss()
-    gradient_clip: float = Field(1.0, gt=0)
+    gradient_clip: float | None = Field(1.0, gt=0)
     ema_decay: float = Field(0.995, ge=0, lt=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     foreground_share: float = Field(0.67, ge=0, le=1)

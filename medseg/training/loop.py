@@ -218,7 +218,8 @@ class Trainer:
             raise InputError(self.output, f"the loss is {value} at step {self.progress.step}", "lower --learning-rate")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        if self.config.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         self.average.update_parameters(self.network)
         return value

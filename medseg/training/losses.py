@@ -34,7 +34,7 @@ class SegmentationLoss(nn.Module):
 
     def __init__(self, settings: Loss, spec: BundleSpec) -> None:
         super().__init__()
-        self.weights, self.regions = settings.output_weights, region_labels(spec)
+        self.weights, self.factor, self.regions = settings.output_weights, settings.factor, region_labels(spec)
         self.dice = DiceLoss(
             include_background=settings.include_background or bool(self.regions),
             squared_pred=settings.squared,
@@ -51,7 +51,7 @@ class SegmentationLoss(nn.Module):
             if output.shape[2:] != label.shape[2:]:
                 target = functional.interpolate(label.float(), size=output.shape[2:], mode="nearest-exact").long()
             loss = loss + weight / sum(weights) * self._one(output.float(), target)
-        return loss
+        return self.factor * loss
 
     def _one(self, logits: Tensor, label: Tensor) -> Tensor:
         counted = label != IGNORE
