@@ -1,12 +1,13 @@
 # make demo    install into .venv and segment a shipped sample
 # make test    install what the tests need and run all checks
+# make gpu-check    on a machine with a GPU: is it right, does it survive a lack of memory, is it fast
 # Give another interpreter or build of torch by name: make demo PYTHON=python3.12 TORCH=torch==2.8.0
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check gpu-check clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -32,6 +33,10 @@ test: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+gpu-check: $(VENV)/.medseg
+	mkdir -p out
+	$(BIN)/python benchmarks/gpu_check.py --json out/gpu-check.json
 
 clean:
 	rm -rf $(VENV) demo

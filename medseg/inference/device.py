@@ -164,6 +164,7 @@ class CudaDevice:
         self._half, self._exact = half, precision == "fp32"
         self._into, self._out = (torch.cuda.Stream(self.where) for _ in range(2))  # type: ignore[no-untyped-call]
         self._line: deque[torch.cuda.Event] = deque()
+        torch.cuda.reset_peak_memory_stats(self.where)
 
     @property
     def precision(self) -> str | None:
@@ -227,9 +228,12 @@ class CudaDevice:
         return logits
 
     def cost_of(self, step: Callable[[], T]) -> tuple[T, Cost]:
-        """Run a step between two waits for the device."""
+        """Run a step between two waits for the device.
+
+        The peak is that since this device was opened, so that it can be read at the end of a case; steps of which the
+        engine asks take more and more.
+        """
         torch.cuda.synchronize(self.where)
-        torch.cuda.reset_peak_memory_stats(self.where)
         held, begin = torch.cuda.memory_allocated(self.where), time.perf_counter()
         done = step()
         torch.cuda.synchronize(self.where)
