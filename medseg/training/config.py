@@ -92,7 +92,7 @@ class TrainingConfig(BaseModel):
     warmup_steps: int = Field(50, ge=0)
     schedule: Literal["cosine", "polynomial"] = "cosine"
     decay_steps: int | None = Field(None, gt=0)
-    loss: Loss = Loss()
+    loss: Loss = Loss()  # type: ignore[call-arg]
     gradient_clip: float | None = Field(1.0, gt=0)
     ema_decay: float = Field(0.995, ge=0, lt=1)
     precision: Literal["fp32", "bf16"] = "fp32"
