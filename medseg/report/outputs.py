@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from medseg.errors import UsageError
 from medseg.inference.run import Result
 from medseg.io.dicom import check_referable, not_dicom
 from medseg.io.files import case_name, split_suffix
@@ -83,7 +84,7 @@ def reserve_outputs(
 
     Raises:
         OutputError: a folder is missing or not writable, or an output exists. UsageError: not a NIfTI suffix, an
-            output is an input, or DICOM outputs of a scan that is not DICOM.
+            output is an input or another output, or DICOM outputs of a scan that is not DICOM.
     """
     if (dicom_seg is not None or rtstruct is not None) and not is_dicom_input(scans[0]):
         raise not_dicom(scans[0])
@@ -103,7 +104,7 @@ def reserve_outputs(
         )
         return reserve(path, overwrite=overwrite, inputs=[*scans, *image], suffixes=suffixes)
 
-    return Outputs(
+    outputs = Outputs(
         labels=checked(labels, *NIFTI_SUFFIXES),
         record=checked(names.record.path),
         preview=checked(names.preview.path),
@@ -114,6 +115,11 @@ def reserve_outputs(
         dicom_seg=checked(dicom_seg, ".dcm") if dicom_seg is not None else None,
         rtstruct=checked(rtstruct, ".dcm") if rtstruct is not None else None,
     )
+    kinds: dict[Path, str] = {}
+    for kind, path in outputs.paths().items():
+        if (other := kinds.setdefault(path.resolve(), kind)) != kind:
+            raise UsageError(path, f"is the name of two outputs, {other} and {kind}", "choose another name")
+    return outputs
 
 
 def outputs_beside(

@@ -243,6 +243,12 @@ def test_a_single_pass_writes_no_second_map_and_the_label_map_is_the_one_without
     assert "score" in second.stdout
     assert "score" not in first.stdout
     assert json.loads((tmp_path / "a.json").read_text())["uncertainty"] is None
+    same = RUN.invoke(
+        app, ["infer", scan, "--bundle", "one", "-o", str(tmp_path / "c.nii"), "--uncertainty", str(tmp_path / "c.nii")]
+    )
+    assert isinstance(same.exception, UsageError)
+    assert "the name of two outputs, labels and uncertainty" in str(same.exception)
+    assert not (tmp_path / "c.nii").exists()
 
 
 def test_a_batch_averages_scores_and_computes_again_only_when_the_weights_change(home: Path, tmp_path: Path) -> None:
