@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from medseg.errors import InputError, MemoryBudgetError, UsageError
 from medseg.io import checks, geometry
 from medseg.io.archive import is_archive, unpacked
+from medseg.io.discreet import discreet
 from medseg.io.pixels import PixelError, stored_values
 from medseg.io.series import Contents, Frame, Series, choose_series, list_series, public_name
 from medseg.io.stack import OFF_LINE, TILT_DEGREES, UNEVEN_MM, Stack, stack
@@ -131,6 +132,7 @@ def not_dicom(path: Path) -> UsageError:
     return UsageError("--dicom-seg, --rtstruct", f"{path} is not DICOM", "they refer to the images of a DICOM scan")
 
 
+@discreet()
 def source_images(volume: Volume) -> list[Any]:
     """The headers of the images that a volume was read from, in the order of its slices; one for a multi-frame file.
 

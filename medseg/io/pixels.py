@@ -6,12 +6,13 @@ import functools
 import hashlib
 import io
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from medseg.io.discreet import discreet
 
 _LAYOUT = (
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns"),
@@ -39,8 +40,7 @@ def stored_values(raw: bytes, *, invert: bool = False) -> NDArray[np.integer]:
     """
     import pydicom
 
-    with warnings.catch_warnings():  # pydicom's warnings may repeat values of elements
-        warnings.simplefilter("ignore")
+    with discreet():
         try:
             header = pydicom.dcmread(
                 io.BytesIO(raw), specific_tags=[*_LAYOUT, "PixelData", "FloatPixelData", "ModalityLUTSequence"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import InputError, UsageError
+from medseg.io.discreet import discreet
 from medseg.io.files import check_regular
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ _PLURALS = dict(entry[1:] for entry in _OTHER_OBJECTS) | {
     "localiser": "localisers",
     "colour image": "colour images",
     "object without image": "objects without image",
+    "multi-frame image without positions": "multi-frame images without positions",
 }
 
 TRAITS = (
@@ -154,6 +155,7 @@ class Contents:
         return sorted((kind, count) for kind, count in self.others.items() if count)
 
 
+@discreet()
 def list_series(path: Path, shown: Path) -> Contents:
     """Read the headers of a DICOM file, or of all files below a folder.
 
@@ -179,19 +181,22 @@ def list_series(path: Path, shown: Path) -> Contents:
     groups: dict[tuple[str, ...], list[tuple[Path, Any]]] = {}
     localisers: Counter[str] = Counter()
     for file, header in headers:
-        kind = _kind(header)
+        try:
+            kind = _kind(header)
+            key = _key(file, header)
+        except Exception as err:  # elements are decoded when they are asked for, and then may turn out damaged
+            raise _damaged(file, path, shown, err) from err
         if kind:
             others[kind] += 1
             localisers[_text(header, "SeriesInstanceUID")] += kind == "localiser"
         else:
-            groups.setdefault(_key(file, header), []).append((file, header))
+            groups.setdefault(key, []).append((file, header))
     volumes = []
     for members in groups.values():
         try:
             series = _series(members, localisers)
-        except (ValueError, TypeError, AttributeError, IndexError, KeyError, OverflowError) as err:
-            named = public_name(members[0][0], path, shown)
-            raise InputError(shown, f"a header of its series with {named} is damaged", "export it again") from err
+        except Exception as err:
+            raise _damaged(members[0][0], path, shown, err) from err
         if len(series.frames) > 1:
             volumes.append(series)
         else:
@@ -250,6 +255,7 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
+@discreet()
 def public_name(path: Path, root: Path, shown: Path) -> str:
     """How a message calls a file that the user did not name: exporters put patients' names into file names.
 
@@ -267,9 +273,7 @@ def public_name(path: Path, root: Path, shown: Path) -> str:
         return "it"
     name = path.name.lower()
     try:
-        header = _quiet_read(
-            path, ("PatientName", "PatientID", "PatientBirthDate", "AccessionNumber", "OtherPatientIDs")
-        )
+        header = _read(path, ("PatientName", "PatientID", "PatientBirthDate", "AccessionNumber", "OtherPatientIDs"))
         words = [word for element in header for word in _words(str(element.value))]
     except Exception:  # a damaged header: nothing is known of the identity
         words = [name]
@@ -299,25 +303,26 @@ def _may_be_dicom(path: Path) -> bool:
     return not path.name.startswith(".") and path.is_file() and path.name.upper() != "DICOMDIR"
 
 
-def _quiet_read(path: Path, tags: Sequence[str]) -> Any:
-    """Some elements of a file before its pixels; pydicom's warnings repeat values, so they are not let out."""
+def _read(path: Path, tags: Sequence[str]) -> Any:
+    """Some elements of a file before its pixels."""
     import pydicom
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
+    return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
 
 
 def _header(file: Path, root: Path, shown: Path) -> Any:
     check_regular(file)
     try:
-        return _quiet_read(file, _TAGS)
+        return _read(file, _TAGS)
     except Exception as err:  # pydicom raises whatever the bytes lead it to
-        if isinstance(err, MemoryError):
-            raise
-        named = public_name(file, root, shown)
-        subject, what = (shown, "its header") if named == "it" else (shown, f"the header of {named}")
-        raise InputError(subject, f"{what} is damaged ({type(err).__name__})", "copy or export it again") from err
+        raise _damaged(file, root, shown, err) from err
+
+
+def _damaged(file: Path, root: Path, shown: Path, err: Exception) -> InputError:
+    """The error for a header that cannot be read."""
+    named = public_name(file, root, shown)
+    what = "its header" if named == "it" else f"the header of {named}, or of another image of its series,"
+    return InputError(shown, f"{what} is damaged ({type(err).__name__})", "copy or export it again")
 
 
 def _text(header: Any, name: str) -> str:
@@ -339,6 +344,9 @@ def _kind(header: Any) -> str:
             return kind
     if not header.get("Rows") or not header.get("Columns"):
         return "object without image"
+    count = _frame_count(header)
+    if count > 1 and len(header.get("PerFrameFunctionalGroupsSequence") or ()) != count:
+        return "multi-frame image without positions"
     if "LOCALIZER" in _text(header, "ImageType").upper():
         return "localiser"
     if int(header.get("SamplesPerPixel") or 1) != 1:
@@ -388,7 +396,7 @@ def _frames(file: Path, header: Any) -> Iterator[Frame]:
     shared = _first(header.get("SharedFunctionalGroupsSequence"))
     each = header.get("PerFrameFunctionalGroupsSequence") or ()
     if each and len(each) != count:
-        raise ValueError("functional groups do not fit the number of frames")
+        raise ValueError("as many functional groups as frames expected")
     for number in range(count):
         # What one frame says of itself comes before what all share, and that before the plain elements.
         levels = [level for level in (each[number] if each else None, shared) if level is not None]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import medseg
 from medseg.io.dicom import on_source_grid, source_images
+from medseg.io.discreet import discreet
 from medseg.report.codes import label_code
 from medseg.report.palette import label_colours
 
@@ -75,8 +75,7 @@ def dicom_seg(result: Result) -> bytes:
                 _concept(code.modifier)
             ]
         descriptions.append(described)
-    with warnings.catch_warnings():  # about values of the images' own elements, and about empty label maps
-        warnings.simplefilter("ignore")
+    with discreet():
         made = hd.seg.Segmentation(
             source_images=images,
             pixel_array=frames,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 import medseg
 from medseg.io.dicom import on_source_grid, source_images
+from medseg.io.discreet import discreet
 from medseg.report.contours import outlines
 from medseg.report.palette import label_colours
 
@@ -52,8 +52,7 @@ def rtstruct(result: Result) -> bytes:
     origin = result.volume.source.dicom
     if origin is None:
         raise ValueError("an RT Structure Set needs a DICOM scan")
-    with warnings.catch_warnings():  # about values of the images' own elements
-        warnings.simplefilter("ignore")
+    with discreet():
         images = source_images(result.volume)
         now = datetime.now(UTC)
         made = pydicom.Dataset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import tempfile
 import zipfile
 import zlib
@@ -474,3 +475,19 @@ def test_a_real_scan_comes_back_through_dicom(tmp_path: Path) -> None:
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.data[0], stored)
     assert geometry.corner_shift(volume.shape, volume.affine, image.affine) < 1e-4
+
+
+def test_pydicoms_warnings_about_values_do_not_get_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    paths = write_series(tmp_path, _stored(), AFFINE)
+    for path in paths:  # an invalid identifier that holds the patient's name
+        raw = path.read_bytes()
+        uid = str(pydicom.dcmread(path).SeriesInstanceUID).encode()
+        path.write_bytes(raw.replace(uid, b"Zyxwvut^Qponmlk".ljust(len(uid), b"x")))
+    with caplog.at_level("DEBUG"):
+        logging.captureWarnings(capture=True)
+        read_volume(tmp_path)
+        logging.captureWarnings(capture=False)
+    assert not any(word in caplog.text for word in IDENTITY)
+    assert not recwarn.list
