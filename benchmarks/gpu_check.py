@@ -110,7 +110,7 @@ def _logits(network: Any, image: Any, where: Any, precision: Any) -> Any:
 
     device = open_device(where, precision)
     with torch.inference_mode():
-        return device.fetch(device.forward(network.to(where), device.send(image)))()
+        return device.fetch(device.forward(network.to(where), device.send(image))).wait()
 
 
 def _scans(network: Any, device: Any) -> list[str]:

@@ -21,9 +21,6 @@ from torch import Tensor
 from medseg.errors import DeviceError, UsageError
 
 Predictor = Callable[[Tensor], Tensor | tuple[Tensor, ...] | list[Tensor]]
-Arrival = Callable[[], Tensor]
-"""Waits for a copy to the host and gives it."""
-
 Precision = Literal["auto", "fp32", "bf16"]
 """What networks compute in: `auto` is bfloat16 or float16 on a CUDA device and float32 on the host. Sums of logits are
 float32 always; `fp32` also turns TF32 off."""
@@ -45,6 +42,29 @@ class Cost:
 
     seconds: float
     peak: int
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """An array on its way to the host.
+
+    Attributes:
+        here: the array; what it holds counts once it has arrived.
+        event: marks the end of the copy; None when there is nothing to wait for.
+    """
+
+    here: Tensor
+    event: torch.cuda.Event | None = None
+
+    def ready(self) -> bool:
+        """Whether it has arrived."""
+        return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
+
+    def wait(self) -> Tensor:
+        """The array, arrived."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.here
 
 
 class Device(Protocol):
@@ -118,7 +138,7 @@ class HostDevice:
 
     def fetch(self, tensor: Tensor) -> Arrival:
         """The array itself."""
-        return lambda: tensor
+        return Arrival(tensor)
 
     def zeros(self, *shape: int) -> Tensor:
         """A float32 array."""
@@ -196,19 +216,14 @@ class CudaDevice:
     def fetch(self, tensor: Tensor) -> Arrival:
         """An array on its way into locked memory, on the stream of the copies out."""
         if tensor.device.type == "cpu":
-            return lambda: tensor
+            return Arrival(tensor)
         self._out.wait_stream(torch.cuda.current_stream(self.where))
         with torch.cuda.stream(self._out):
             here = _locked(tensor).copy_(tensor, non_blocking=True)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record(self._out)
         tensor.record_stream(self._out)
-
-        def wait() -> Tensor:
-            arrived.synchronize()
-            return here
-
-        return wait
+        return Arrival(here, arrived)
 
     def zeros(self, *shape: int) -> Tensor:
         """A float32 array."""
@@ -277,7 +292,8 @@ def _locked(like: Tensor) -> Tensor:
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether a device's memory ran out, in torch's own allocator or in a library's."""
-    return isinstance(error, torch.OutOfMemoryError) or "_STATUS_ALLOC_FAILED" in str(error)
+    texts = ("_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
 
 
 def open_device(where: torch.device, precision: Precision | None = None) -> Device:

@@ -101,11 +101,11 @@ class SlicePredictor:
         for done, logits in enumerate(outputs, start=1):
             late.append(place.device.fetch(logits))
             while len(late) > (place.batch_size(0) if place.device.own_memory else 0):
-                yield late.pop(0)().to(volume.device)
+                yield late.pop(0).wait().to(volume.device)
             if self.progress is not None:
                 self.progress(done, count)
         for arrival in late:
-            yield arrival().to(volume.device)
+            yield arrival.wait().to(volume.device)
 
     def _device(self, volume: Tensor) -> torch.device:
         if isinstance(self.network, nn.Module):

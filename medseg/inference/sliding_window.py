@@ -284,8 +284,8 @@ class _Sums:
             else:
                 yield from self._finished(ring, corner[0])
         ring.add(logits, corner)
-        while self._planes and self._place.device.busy():
-            yield self._planes.popleft()()
+        while self._planes and self._place.device.busy() and self._planes[0].ready():
+            yield self._planes.popleft().wait()
 
     def _finished(self, ring: Ring, end: int) -> Iterator[Tensor]:
         """Planes before `end`, taken out of the ring."""
@@ -298,11 +298,11 @@ class _Sums:
     def _late_logits(self, keep: int) -> Iterator[Tensor]:
         while self._ring is not None and len(self._logits) > keep:
             corner, arrival = self._logits.popleft()
-            yield from self._blend(self._ring, arrival(), corner)
+            yield from self._blend(self._ring, arrival.wait(), corner)
 
     def _late_planes(self) -> Iterator[Tensor]:
         while self._planes:
-            yield self._planes.popleft()()
+            yield self._planes.popleft().wait()
 
 
 @dataclass(frozen=True, slots=True)

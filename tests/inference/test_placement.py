@@ -80,8 +80,7 @@ class FakeDevice:
         return self._hold(tensor.clone, tensor.nbytes)
 
     def fetch(self, tensor: Tensor) -> Arrival:
-        copied = tensor.clone()  # as a stream does: what is written to `tensor` later does not arrive
-        return lambda: copied
+        return Arrival(tensor.clone())  # as a stream does: what is written to `tensor` later does not arrive
 
     def zeros(self, *shape: int) -> Tensor:
         size = 4 * int(np.prod(shape))
@@ -264,6 +263,7 @@ def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory() -> None
     with pytest.raises(RuntimeError, match="illegal memory access"):
         _volume(Placement(FakeDevice(needs=broken)), _network(nn.Conv3d, 1, CLASSES))
     assert out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    assert not out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
 
 
 def test_a_batch_doubles_while_windows_get_faster_and_memory_allows_it() -> None:
