@@ -1,0 +1,1 @@
+"""What the review app remembers: one database, SQLite by default, PostgreSQL by URL."""

@@ -1,0 +1,120 @@
+"""Opening the database: the engine with its settings, and the schema brought up to date."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Engine, create_engine, event, inspect, make_url
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+
+from medseg.errors import DeviceError, InputError, UsageError
+
+log = logging.getLogger(__name__)
+
+BUSY_SECONDS = 30
+"""How long a write of SQLite waits for others: its waiting is not in order of arrival, so this is well above a save."""
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_MIGRATION_LOCK = 0x6D656473
+
+
+def open_database(url: str) -> Engine:
+    """Connect to a database, and create or upgrade its tables.
+
+    Args:
+        url: as SQLAlchemy takes it: ``sqlite:///FILE`` or ``postgresql://USER@HOST/NAME``.
+
+    Returns:
+        An engine whose transactions on SQLite take the write lock at once, unless the connection has the execution
+        option ``read``.
+
+    Raises:
+        UsageError: the address is not one of the two kinds.
+        InputError: no connection; the file is no database or damaged; or a newer medseg made the tables.
+        DeviceError: PostgreSQL's client package is missing.
+    """
+    address = _address(url)
+    shown = address.render_as_string(hide_password=True)
+    try:
+        engine = create_engine(address, connect_args=_connect_args(address), pool_pre_ping=True)
+    except (ImportError, NoSuchModuleError) as err:
+        raise DeviceError(shown, "psycopg is not installed", "pip install 'medseg[app]'") from err
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    try:
+        with engine.begin() as connection:
+            _upgrade(connection, shown)
+    except DatabaseError as err:
+        engine.dispose()
+        cause = str(err.orig).strip().splitlines()[0] if err.orig else "unknown cause"
+        raise InputError(shown, f"the review database cannot be used ({cause})", "check address and file") from err
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _address(url: str) -> URL:
+    try:
+        address = make_url(url)
+    except ArgumentError as err:
+        raise UsageError("database address", "not understood", "sqlite:///FILE or postgresql://USER@HOST/NAME") from err
+    if address.get_backend_name() == "postgresql":
+        return address.set(drivername="postgresql+psycopg")
+    if address.drivername != "sqlite" or not address.database or address.database == ":memory:":
+        raise UsageError(
+            address.render_as_string(hide_password=True),
+            "neither a file of SQLite nor PostgreSQL",
+            "sqlite:///FILE or postgresql://USER@HOST/NAME",
+        )
+    return address
+
+
+def _connect_args(address: URL) -> dict[str, Any]:
+    if address.get_backend_name() == "sqlite":
+        return {"timeout": BUSY_SECONDS, "isolation_level": None}
+    return {"connect_timeout": 10}
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    """Set what SQLite forgets with every connection."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")  # a signed verdict outlives a power cut
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Take the write lock at the beginning: a lock that is asked for halfway fails instead of waiting."""
+    read = connection.get_execution_options().get("read", False)
+    connection.exec_driver_sql("BEGIN" if read else "BEGIN IMMEDIATE")
+
+
+def _upgrade(connection: Connection, shown: str) -> None:
+    """Run the migrations that the database lacks; two processes that start together take turns.
+
+    Raises:
+        InputError: the database is of a newer version.
+    """
+    from alembic import command
+    from alembic.config import Config
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    found = MigrationContext.configure(connection).get_current_revision()
+    if found is not None and found not in known:
+        raise InputError(shown, f"made by a newer medseg (schema {found})", "update medseg, or use another database")
+    if found is None and "cases" in inspect(connection).get_table_names():
+        raise InputError(shown, "holds tables of another program", "use another database")
+    command.upgrade(config, "head")
+    log.debug("review database at schema %s", MigrationContext.configure(connection).get_current_revision())

@@ -1,0 +1,110 @@
+"""Stores on both engines, each test with a database of its own."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine
+
+from medseg.review.store.models import User, new_id
+from medseg.review.store.repo import NewMask, Store
+
+
+def _postgres_folder() -> Path | None:
+    """Where initdb and pg_ctl are; Debian keeps them off the PATH."""
+    found = shutil.which("initdb")
+    if found:
+        return Path(found).resolve().parent
+    return next((path.parent for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)), None)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of a PostgreSQL server of this run, which listens to nothing but a socket in its own folder."""
+    if given := os.environ.get("MEDSEG_TEST_PG"):
+        yield given
+        return
+    binaries = _postgres_folder()
+    if binaries is None:
+        pytest.skip("no PostgreSQL server here (initdb not found; Debian package postgresql), nor MEDSEG_TEST_PG")
+    as_other: dict[str, str] = {}
+    if os.getuid() == 0:  # the server refuses to run as root
+        names = {entry.pw_name for entry in pwd.getpwall()}
+        as_other = {"user": "postgres" if "postgres" in names else "nobody"}
+    root = Path(tempfile.mkdtemp(prefix="medseg-pg-", dir="/tmp"))
+    try:
+        if as_other:
+            shutil.chown(root, as_other["user"])
+        options = {"check": True, "capture_output": True, "cwd": root, **as_other}
+        data = str(root / "data")
+        subprocess.run(
+            [binaries / "initdb", "-D", data, "-U", "medseg", "-A", "trust", "-E", "UTF8", "--no-sync"], **options
+        )
+        server = f"-c listen_addresses='' -c unix_socket_directories={root} -c fsync=off -c max_connections=60"
+        subprocess.run(
+            [binaries / "pg_ctl", "-D", data, "-w", "-l", str(root / "log"), "-o", server, "start"], **options
+        )
+        try:
+            yield f"postgresql://medseg@/postgres?host={root}"
+        finally:
+            subprocess.run([binaries / "pg_ctl", "-D", data, "-m", "immediate", "stop"], **options)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Address of an empty database."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'review.sqlite'}"
+        return
+    server = request.getfixturevalue("postgres").replace("postgresql://", "postgresql+psycopg://")
+    name = f"t{uuid.uuid4().hex}"
+    admin = create_engine(server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    yield server.replace("/postgres?", f"/{name}?")
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+    admin.dispose()
+
+
+@pytest.fixture
+def store(url: str, tmp_path: Path) -> Iterator[Store]:
+    """An empty store."""
+    found = Store(url, tmp_path)
+    yield found
+    found.close()
+
+
+def add_case(store: Store, by: User, name: str = "case one") -> str:
+    """A case without files."""
+    case_id = new_id()
+    folder = store.folder / case_id
+    store.add_case(
+        case_id,
+        name=name,
+        image=folder / "image.nii.gz",
+        image_sha256="a" * 64,
+        sources=[folder / "image.nii.gz"],
+        grid=folder / "grid.nii.gz",
+        shape=(4, 5, 6),
+        spacing=(1.0, 1.0, 2.0),
+        modality="CT",
+        by=by,
+    )
+    return case_id
+
+
+def new_mask(store: Store, case_id: str) -> NewMask:
+    """A mask's file that is only a name."""
+    mask_id = new_id()
+    return NewMask(mask_id, store.folder / case_id / f"{mask_id}.nii.gz", mask_id.replace("-", "") * 2, 7)
