@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ from medseg.inference.preprocess import preprocess, to_model_grid
 from medseg.io.read import read_labels, read_volume
 from medseg.networks.fit import fit
 from medseg.networks.mdpformer import MDPFormer
-from medseg.training.config import Augmentation, Loss, TrainingConfig
+from medseg.training.config import TrainingConfig
 from medseg.training.dataset import CaseFiles, Dataset
 from medseg.training.diagnosis_losses import DiagnosisLoss, class_weights
 from medseg.training.job import weights_file
@@ -80,7 +80,6 @@ class Standing(Progress):
     accuracy: float = math.nan
     balanced_accuracy: float = math.nan
     accuracy_without_metadata: float = math.nan
-    dice: dict[str, float] = field(default_factory=dict)
 
 
 def derive_spec(config: TrainingConfig, dataset: Dataset, classes: int) -> BundleSpec:
@@ -89,16 +88,17 @@ def derive_spec(config: TrainingConfig, dataset: Dataset, classes: int) -> Bundl
     Raises:
         UsageError: settings that this kind of training does not have, or that the network refuses.
     """
+    usual = TrainingConfig.model_fields
     for name, wrong in (
         ("--bundle", config.bundle is not None),
         ("--freeze-encoder", config.freeze_encoder > 0),
         ("--slice-axis", config.slice_axis is not None or config.neighbours > 0 or config.resize != "none"),
         ("--mirror", bool(config.mirror_axes)),
         ("--optimizer", config.optimizer != "adamw"),
-        ("--augment", config.augmentation != Augmentation()),  # type: ignore[call-arg]
+        ("--augment", config.augmentation != usual["augmentation"].default),
         ("--intensity", config.intensity is not None),
         ("--workers", config.workers > 0),
-        ("loss", config.loss != Loss()),
+        ("loss", config.loss != usual["loss"].default),
     ):
         if wrong:
             raise UsageError(name, "not for a network that diagnoses", "leave it out; see docs/pancreas.md")
@@ -268,7 +268,7 @@ class DiagnosisTrainer:
             raise InputError(self.output, f"the loss is {value} at step {self.standing.step}", "lower --learning-rate")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip or math.inf)
         self.optimizer.step()
         self.average.update_parameters(self.network)
         return value

@@ -15,6 +15,7 @@ import numpy as np
 from medseg.errors import InputError
 from medseg.inference.diagnosis import PatientData
 from medseg.networks.mdpformer import UNKNOWN_SEX
+from medseg.training.config import TrainingConfig
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,12 @@ class Patient:
     target: int
     age: float
     sex: int
+
+
+def diagnoses(config: TrainingConfig, data: Path) -> bool:
+    """Whether a run learns to diagnose: a network that can, on patients; else it learns to segment."""
+    able = config.architecture == "mdpformer" and config.network.get("patient_classes") != 0
+    return able and (data / PATIENTS).is_file()
 
 
 def read_classes(root: Path) -> dict[str, str]:

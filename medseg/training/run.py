@@ -36,6 +36,7 @@ from medseg.training.fingerprint import (
 from medseg.training.job import START_FILE, Job, Listeners, Start, train_cases, weights_file
 from medseg.training.launch import check_devices, train_on_devices
 from medseg.training.loop import Progress
+from medseg.training.patients import diagnoses
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ def train(
     _check_intensity(config.intensity)
     dataset = read_dataset(data)
     cases = _training_cases(dataset, split, part)
-    if config.architecture == "mdpformer" and (data / "patients.csv").is_file():
+    settled = load_run(output)[0] if resume and (output / "last.pt").exists() else config
+    if diagnoses(settled, data):
         from medseg.training.diagnosis import train_diagnosis  # it builds on this module
 
         if devices > 1:

@@ -68,7 +68,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(phantoms: Path, tmp_path: P
 
     with pytest.raises(Interrupted):
         train(config(), phantoms, tmp_path / "parts", report=stop)
-    parts = train(config(), phantoms, tmp_path / "parts", resume=True)
+    # The run knows what it is; what the command line says by default does not count.
+    parts = train(TrainingConfig(architecture="swin_unetr", steps=1), phantoms, tmp_path / "parts", resume=True)
     assert (whole.step, parts.step) == (4, 4)
     assert parts.loss == whole.loss
     first, second = (read(tmp_path / name / "models" / "model.pt") for name in ("whole", "parts"))
@@ -118,6 +119,15 @@ def test_a_run_that_never_began_leaves_its_folder_free(phantoms: Path, tmp_path:
     with pytest.raises(UsageError, match="--devices"):
         train(config(), phantoms, run, devices=2, device="cpu")
     assert not run.exists()
+
+
+def test_the_s_path_alone_is_trained_where_nobody_is_to_be_diagnosed(phantoms: Path, tmp_path: Path) -> None:
+    alone = {**TINY, "patient_classes": 0}
+    train(config(network=alone, steps=1, holdout=0.0, spacing=(9.0, 9.0, 9.0)), phantoms, tmp_path / "first")
+    spec = load_bundle(tmp_path / "first").spec
+    assert len(spec.labels) == 10
+    train(config(steps=1, weights=str(tmp_path / "first" / "models" / "model.pt")), phantoms, tmp_path / "second")
+    assert load_bundle(tmp_path / "second").spec.network_args["patient_classes"] == 9
 
 
 def test_settings_of_other_trainings_and_wrong_arguments_are_refused(phantoms: Path) -> None:
