@@ -173,7 +173,8 @@ def evaluate(
         prediction: folder of predictions, or one file.
         reference: folder of references, or one file.
         read: reader of a label map: path to labels (X, Y, Z) and affine, as `medseg.io.read.read_labels`.
-        labels: values to evaluate; all that occur in a file or in the data set's ``dataset.json`` when None.
+        labels: values to evaluate; all that occur in a file or in the data set's ``dataset.json`` when None. Its
+            highest label, if it is called "ignore", marks voxels that are left out.
         tolerance_mm: tolerance of NSD in millimetres.
         cases: with folders, only these cases.
         progress: called before each case with the number done, the number of all, and the case's name.
@@ -192,13 +193,15 @@ def evaluate(
         raise ValueError(f"labels must be 1 or more, got {list(labels)}")
     pairing = pair_cases(prediction, reference, cases=cases)
     table = label_names(reference)
+    ignore = next((value for value, name in table.items() if name.lower() == "ignore" and value == max(table)), None)
+    table = {value: name for value, name in table.items() if value != ignore}
     scored: list[tuple[Pair, dict[int, LabelScores]]] = []
     failed = list(pairing.failed)
     for done, pair in enumerate(pairing.pairs):
         if progress is not None:
             progress(done, len(pairing.pairs), pair.case)
         try:
-            scored.append((pair, _score_pair(pair, read, labels, table, tolerance_mm)))
+            scored.append((pair, _score_pair(pair, read, labels, table, tolerance_mm, ignore)))
         except MedsegError as err:
             failed.append(Failure(pair.case, str(err)))
     values = set(labels) if labels is not None else set(table).union(*(scores for _, scores in scored))
@@ -336,9 +339,17 @@ def _case_mean(case: CaseScores, metric: Metric) -> float | None:
 
 
 def _score_pair(
-    pair: Pair, read: ReadLabels, labels: Sequence[int] | None, names: Mapping[int, str], tolerance_mm: float
+    pair: Pair,
+    read: ReadLabels,
+    labels: Sequence[int] | None,
+    names: Mapping[int, str],
+    tolerance_mm: float,
+    ignore: int | None,
 ) -> dict[int, LabelScores]:
-    """Read and score one case; an InputError names what cannot be compared."""
+    """Read and score one case; an InputError names what cannot be compared.
+
+    Where the reference holds the value to be ignored, nothing is known, and both maps count as background.
+    """
     prediction, prediction_affine = read(pair.prediction)
     reference, affine = read(pair.reference)
     for path, array in ((pair.prediction, prediction), (pair.reference, reference)):
@@ -346,6 +357,9 @@ def _score_pair(
         if low < 0 or high > _MAX_LABEL:
             raise InputError(path, f"values from {low} to {high}; a label map is expected", "is this the scan?")
     _check_grids(pair, prediction.shape, prediction_affine, reference.shape, affine)
+    if ignore is not None:
+        known = reference != ignore
+        prediction, reference = prediction * known, reference * known
     return compare_labels(prediction, reference, affine, labels=labels, names=names, tolerance_mm=tolerance_mm)
 
 

@@ -8,15 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from medseg.bundles.locate import shipped_bundles
 from medseg.bundles.spec import BundleSpec, read_spec
-from medseg.cli.main import app
+from medseg.cli.train import train
 from medseg.errors import BundleError, InputError, MedsegError, UsageError
 from medseg.training.run import load_run
 from tests.builders import blob_dataset, save_scan
 from tests.training.test_architectures import TINY
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command()(train)
 
 PAPER = {
     "dformer_synapse": ("32x64x64", {}),
@@ -56,7 +60,7 @@ def small_data(root: Path, spec: BundleSpec) -> Path:
 
 def run(*arguments: object) -> str:
     """What the command prints; its failure is raised."""
-    result = CliRunner().invoke(app, ["train", *(str(argument) for argument in arguments)])
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if isinstance(result.exception, MedsegError):
         raise result.exception
     assert result.exit_code == 0, result.output
