@@ -58,12 +58,12 @@ def _loops(mask: NDArray[np.bool_]) -> list[list[Corner]]:
             corner = (x + (dx < 0), y + (dy < 0))
             steps.setdefault(corner, []).append((dx, dy))
     found = []
-    left = {(corner, step) for corner, some in steps.items() for step in some}
+    left = dict.fromkeys((corner, step) for corner, some in steps.items() for step in some)
     while left:
-        first = corner, step = min(left)
+        first = corner, step = next(iter(left))
         loop: list[Corner] = []
         while not loop or (corner, step) != first:
-            left.remove((corner, step))
+            del left[corner, step]
             loop.append(corner)
             corner = corner[0] + step[0], corner[1] + step[1]
             onward = steps[corner]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SERIES_NUMBER = 901
 _STORAGE = "1.2.840.10008.5.1.4.1.1.481.3"
 _STUDY_MANAGEMENT = "1.2.840.10008.3.1.2.3.1"
+_CONTOUR_DATA = 0x30060050
 _TEXT = 64
 _COPIED = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime"),
@@ -47,7 +48,7 @@ def rtstruct(result: Result) -> bytes:
         InputError: the images are no longer what they were.
     """
     import pydicom
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+    from pydicom.uid import ImplicitVRLittleEndian, generate_uid
 
     origin = result.volume.source.dicom
     if origin is None:
@@ -78,7 +79,8 @@ def rtstruct(result: Result) -> bytes:
         made.ReferencedFrameOfReferenceSequence = [_frame_of_reference(images[0], references)]
         _add_structures(made, result, origin, references)
         made.file_meta = pydicom.dataset.FileMetaDataset()
-        made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        # Implicit, because explicit DS ends at 64 KiB, less than a long contour takes.
+        made.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
         made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID
         made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID
         packed = io.BytesIO()
@@ -117,20 +119,24 @@ def _frame_of_reference(image: Any, references: Sequence[Any]) -> Any:
 def _add_structures(made: Any, result: Result, origin: DicomFrames, references: Sequence[Any]) -> None:
     """Fill the sequences of structures, of their contours and of what they are."""
     import pydicom
+    from scipy.ndimage import find_objects
 
     labels = on_source_grid(result.label_map, result.volume)
     to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ origin.affine
     bundle = result.record.bundle
     made.StructureSetROISequence, made.ROIContourSequence, made.RTROIObservationsSequence = [], [], []
     values = [value for value in result.labels if value != 0]
+    boxes: list[Any] = find_objects(labels, max_label=max(values))
     for value, colour in zip(values, label_colours(len(values)), strict=True):
-        contours = [
-            _contour(outline, z, to_lps, references[z])
-            for z in range(labels.shape[2])
-            for outline in outlines(labels[:, :, z] == value)
-        ]
-        if not contours:
+        box = boxes[value - 1]
+        if box is None:
             continue
+        first = np.array([box[0].start, box[1].start])
+        contours = [
+            _contour(outline + first, z, to_lps, references[z])
+            for z in range(box[2].start, box[2].stop)
+            for outline in outlines(labels[box[0], box[1], z] == value)
+        ]
         number = len(made.StructureSetROISequence) + 1
         structure, drawn, observed = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
         structure.ROINumber, structure.ROIName = number, result.labels[value][:_TEXT]
@@ -154,6 +160,11 @@ def _contour(outline: NDArray[np.float64], z: int, to_lps: NDArray[np.float64], 
     contour = pydicom.Dataset()
     contour.ContourGeometricType = "CLOSED_PLANAR"
     contour.NumberOfContourPoints = len(outline)
-    contour.ContourData = [f"{number:.4f}" for number in (index @ to_lps.T)[:, :3].ravel()]
+    text = "\\".join(f"{number:.4f}" for number in (index @ to_lps.T)[:, :3].ravel()).encode()
+    text += b" " * (len(text) % 2)
+    # As it will be written: pydicom would check and convert each of many thousand numbers.
+    contour[_CONTOUR_DATA] = pydicom.dataelem.RawDataElement(
+        pydicom.tag.Tag(_CONTOUR_DATA), "DS", len(text), text, 0, is_implicit_VR=True, is_little_endian=True
+    )
     contour.ContourImageSequence = [reference]
     return contour

@@ -188,6 +188,20 @@ def test_rtstruct_covers_exactly_the_voxels(series: Result) -> None:
         assert abs((np.array(contour.ContourData[:3], dtype=float) - named) @ normal) < 1e-3
 
 
+def test_a_contour_may_be_longer_than_64_kib(series: Result) -> None:
+    wide = np.zeros((1500, *SHAPE[1:]), dtype=np.uint8)  # a comb of 750 teeth
+    wide[::2, :, 4] = 1
+    wide[:, 0, 4] = 1
+    origin = series.volume.source.dicom
+    assert origin is not None
+    volume = replace(series.volume, source=replace(series.volume.source, dicom=replace(origin, shape=wide.shape)))
+    result = replace(series, label_map=wide, volume=volume)
+    data = rtstruct(result)
+    (contour,) = pydicom.dcmread(io.BytesIO(data)).ROIContourSequence[0].ContourSequence
+    assert sum(len(f"{number}") + 1 for number in contour.ContourData) > 2**16
+    np.testing.assert_array_equal(_drawn(data, result), wide)
+
+
 @settings(max_examples=150, deadline=None)
 @given(mask=arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_outlines_hold_the_mask_and_nothing_else(mask: NDArray[np.bool_]) -> None:
