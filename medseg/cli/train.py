@@ -46,7 +46,9 @@ def train(
     ] = False,
     weights: Annotated[
         str | None,
-        typer.Option(help="Start from these weights as far as they fit: a bundle's name, a checkpoint or a model.pt."),
+        typer.Option(
+            help="Start from these weights as far as they fit: a bundle's name, a checkpoint, a model.pt, or none."
+        ),
     ] = None,
     freeze_encoder: Annotated[
         int, typer.Option(min=0, help="Steps at the beginning in which the encoder keeps what --weights gave it.")
@@ -113,7 +115,7 @@ def train(
         "slice_axis": slice_axis,
         "neighbours": neighbours,
         "resize": resize,
-        "weights": weights,
+        "weights": None if weights == "none" else weights,
         "freeze_encoder": freeze_encoder,
         "augmentation": _json("--augment", augment),
         "steps": steps,

@@ -17,9 +17,7 @@ from medseg.io import geometry
 from medseg.io.read import read_labels, read_volume
 from medseg.io.split import read_split
 from medseg.io.volume import Volume
-from medseg.training.dataset import Dataset, read_dataset
-
-_SAME_GRID = 0.01  # voxels
+from medseg.training.dataset import GRID_TOLERANCE, Dataset, grid_shift, read_dataset
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,7 @@ def read_pair(images: Sequence[Path], label: Path, *, channels: int, values: Col
     labels, affine = read_labels(label)
     if labels.shape != volume.shape:
         raise InputError(label, f"grid {labels.shape} differs from its image's {volume.shape}", "resample it")
-    shift = geometry.corner_shift(volume.shape, volume.affine, affine)
-    shift = float(shift / geometry.spacing(volume.affine).min())
+    shift = grid_shift(volume.shape, volume.affine, affine)
     if shift > 1:
         raise InputError(label, f"lies {shift:.3g} voxels off its image", "give both the same header")
     unknown = sorted({int(value) for value in np.unique(labels)} - set(values))
@@ -121,7 +118,7 @@ def check_dataset(
         except MedsegError as err:
             found.problems.append(str(err))
         else:
-            if pair.shift > _SAME_GRID:
+            if pair.shift > GRID_TOLERANCE:
                 found.problems.append(f"{case.label}: lies {pair.shift:.2g} voxels off its image")
             order = geometry.AxisOrder.to_canonical(pair.volume.affine)
             spacing = geometry.spacing(order.affine(pair.volume.affine, pair.volume.shape))

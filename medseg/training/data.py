@@ -20,7 +20,7 @@ from medseg.inference.slices import cubic_zoom_matrix, nearest_zoom_index
 from medseg.inference.sliding_window import pad_to_window
 from medseg.io.read import read_labels, read_volume
 from medseg.training.augment import crop_size, foreground_indices, seeds
-from medseg.training.dataset import CaseFiles
+from medseg.training.dataset import GRID_TOLERANCE, CaseFiles, grid_shift
 from medseg.training.losses import IGNORE
 from medseg.training.rank import ALONE, Rank
 
@@ -53,8 +53,10 @@ def cache_case(case: CaseFiles, spec: BundleSpec, ignore: int | None = None) -> 
     """
     volume = read_volume(case.images if len(case.images) > 1 else case.images[0], channels=spec.in_channels)
     labels, affine = read_labels(case.label)
-    if labels.shape != volume.shape or not np.allclose(affine, volume.affine, atol=1e-2):
+    if labels.shape != volume.shape:
         raise InputError(case.label, f"grid {labels.shape} differs from its image's {volume.shape}", "resample it")
+    if (shift := grid_shift(volume.shape, volume.affine, affine)) > GRID_TOLERANCE:
+        raise InputError(case.label, f"its grid lies {shift:.2g} voxels off its image", "resample it")
     values = [*spec.labels, *([] if ignore is None else [ignore])]
     unknown = sorted(set(np.unique(labels).tolist()) - set(values))
     if unknown:

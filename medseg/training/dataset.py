@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import InputError
+from medseg.io import geometry
 from medseg.io.files import split_suffix
+
+GRID_TOLERANCE = 0.1
+"""Largest distance, in voxels, between the corners of the grids of a scan and its label map."""
 
 _IGNORED, _HIGHEST = "ignore", 254
 
@@ -66,6 +70,11 @@ class Dataset:
         if missing:
             raise InputError(self.root, f"{len(missing)} cases of the split are missing ({missing[0]}, ...)")
         return tuple(by_name[name] for name in names)
+
+
+def grid_shift(shape: Sequence[int], affine: geometry.Affine, other: geometry.Affine) -> float:
+    """Largest distance between the corners of two grids of one shape, in voxels."""
+    return float(geometry.corner_shift(shape, affine, other) / geometry.spacing(affine).min())
 
 
 def read_dataset(root: Path) -> Dataset:

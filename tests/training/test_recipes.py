@@ -11,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from medseg.bundles.load import load_bundle
 from medseg.bundles.locate import shipped_bundles
 from medseg.bundles.spec import BundleSpec, read_spec
 from medseg.cli.train import train
@@ -86,7 +87,7 @@ def test_the_recipe_of_every_paper_starts_on_data_of_its_kind(name: str, tmp_pat
     assert made.roi_size == tuple(int(size) for size in roi.split("x"))
     for key in ("orientation", "spacing", "intensity", "labels", "channels", "slices", "regions", "padding_value"):
         assert getattr(made, key) == getattr(spec, key), key
-    assert (tmp_path / "run" / "models" / "model.pt").exists()
+    load_bundle(tmp_path / "run").network()
 
 
 def test_options_on_the_command_line_win_over_the_recipe_and_its_length(tmp_path: Path) -> None:
