@@ -23,6 +23,12 @@ from medseg.io.volume import DicomFrames, Source, Volume
 
 log = logging.getLogger(__name__)
 
+PATIENT_AND_STUDY = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime"),
+    *("StudyID", "AccessionNumber", "ReferringPhysicianName"),
+)
+"""Elements that every DICOM object has, empty where nothing is known."""
+
 _QUANTITIES = {"CT", "PT"}
 """Modalities whose rescaled values have a unit, so that MONOCHROME1 says only how to show them."""
 
@@ -137,7 +143,8 @@ def source_images(volume: Volume) -> list[Any]:
     """The headers of the images that a volume was read from, in the order of its slices; one for a multi-frame file.
 
     Returns:
-        pydicom datasets without pixels. They hold the patient's identity and are for DICOM outputs only.
+        pydicom datasets without pixels, elements of `PATIENT_AND_STUDY` that were stripped empty. They hold the
+        patient's identity and are for DICOM outputs only.
 
     Raises:
         ValueError: the volume is not from DICOM.
@@ -156,6 +163,9 @@ def source_images(volume: Volume) -> list[Any]:
             except Exception as err:  # pydicom raises whatever the bytes lead it to
                 problem = f"one of its images cannot be read any more ({type(err).__name__})"
                 raise InputError(path, problem, "keep the series in place until the work is done") from err
+            for name in PATIENT_AND_STUDY:
+                if name not in found[-1]:
+                    setattr(found[-1], name, "")
     if len(found) == origin.shape[2]:
         first = geometry.world(origin.affine, [(0, 0, z) for z in range(origin.shape[2])]) * (-1, -1, 1)
         now = np.array([header.get("ImagePositionPatient") or (np.nan,) * 3 for header in found], dtype=np.float64)

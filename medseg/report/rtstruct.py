@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import medseg
-from medseg.io.dicom import on_source_grid, source_images
+from medseg.io.dicom import PATIENT_AND_STUDY, on_source_grid, source_images
 from medseg.io.discreet import discreet
 from medseg.report.contours import outlines
 from medseg.report.palette import label_colours
@@ -26,10 +26,7 @@ _STUDY_MANAGEMENT = "1.2.840.10008.3.1.2.3.1"
 _CONTOUR_DATA = 0x30060050
 _TEXT = 64
 _COPIED = (
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime"),
-    *("StudyID", "AccessionNumber", "ReferringPhysicianName"),
-)
-_COPIED_IF_THERE = (
+    *PATIENT_AND_STUDY,
     *("SpecificCharacterSet", "IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight", "StudyDescription"),
     "PositionReferenceIndicator",
 )
@@ -57,11 +54,9 @@ def rtstruct(result: Result) -> bytes:
         images = source_images(result.volume)
         now = datetime.now(UTC)
         made = pydicom.Dataset()
-        for name in (*_COPIED, *_COPIED_IF_THERE):
+        for name in _COPIED:
             if name in images[0]:
                 made[name] = images[0][name]
-            elif name in _COPIED:
-                setattr(made, name, "")
         bundle = result.record.bundle
         made.SOPClassUID, made.SOPInstanceUID = _STORAGE, generate_uid()
         made.Modality, made.SeriesInstanceUID, made.SeriesNumber = "RTSTRUCT", generate_uid(), SERIES_NUMBER

@@ -20,6 +20,7 @@ from medseg.bundles.load import Bundle, load_bundle
 from medseg.bundles.spec import Code, LabelCode
 from medseg.errors import InputError, UsageError
 from medseg.inference.run import Result, infer
+from medseg.io.read import read_volume
 from medseg.report.contours import outlines
 from medseg.report.dicom_seg import dicom_seg
 from medseg.report.outputs import reserve_outputs, write_outputs
@@ -124,6 +125,19 @@ def test_a_label_map_without_any_structure_is_written_too(series: Result) -> Non
     assert seg.number_of_segments == 2
     assert not seg.pixel_array.any()
     assert not pydicom.dcmread(io.BytesIO(rtstruct(empty))).StructureSetROISequence
+
+
+def test_a_series_stripped_of_patient_and_study_gets_both_objects(series: Result, tmp_path: Path) -> None:
+    def strip(dataset: pydicom.Dataset, k: int) -> None:
+        for name in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"):
+            delattr(dataset, name)
+        for name in ("StudyDate", "StudyTime", "ReferringPhysicianName", "InstanceNumber"):
+            delattr(dataset, name)
+
+    write_series(tmp_path, np.zeros(SHAPE, dtype="<i2"), OBLIQUE, change=strip)
+    stripped = replace(series, volume=read_volume(tmp_path))
+    np.testing.assert_array_equal(_labels_of_seg(dicom_seg(stripped), stripped), series.label_map)
+    np.testing.assert_array_equal(_drawn(rtstruct(stripped), stripped), series.label_map)
 
 
 def test_a_multiframe_scan_and_an_archive_get_the_same_segments(bundle: Bundle, tmp_path: Path) -> None:
