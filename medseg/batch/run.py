@@ -201,9 +201,12 @@ def _check(bundle: Ensemble, settings: Settings, workers: Workers) -> None:
         return  # its nodes have other devices than this machine
     if workers.address is not None:
         raise UsageError("--address", "is the address of a Ray cluster", "add --engine ray")
+    from medseg.inference.backends.host import check_choice
     from medseg.inference.device import choose_device
 
-    if choose_device(settings.device).type != "cpu" and (workers.count or 1) > 1:
+    kind = choose_device(settings.device).type
+    check_choice(settings.backend, settings.precision, device=kind)
+    if kind != "cpu" and (workers.count or 1) > 1:
         raise UsageError("--workers", "several processes are for CPUs", "use --engine ray for several GPUs")
 
 

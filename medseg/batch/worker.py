@@ -50,6 +50,8 @@ class Settings:
     fix_gantry_tilt: bool = False
     dicom_seg: bool = False
     rtstruct: bool = False
+    backend: str = "auto"
+    precision: str = "auto"
 
     def computing(self) -> dict[str, Any]:
         """What `infer` takes of it, by name."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from medseg.bundles.integrity import check_manifest, sha256_of
 from medseg.bundles.locate import DEFAULT_BUNDLE, find_bundle
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 _CONFIGS = ("configs/metadata.json", "configs/inference.json")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,10 @@ class Bundle:
         except ValueError as err:
             raise BundleError(self.root / _CONFIGS[1], f"network_def: {err}", "correct its arguments") from err
 
+    def once(self, _key: str, make: Callable[[], T]) -> T:
+        """What `make` makes; a bundle that stays in memory makes it once for each key."""
+        return make()
+
     def how_to_get_weights(self) -> str:
         """Where the weights of a bundle that ships without are, and what to do with them."""
         source = self.metadata.get("medseg", {}).get("weights_source", "")
@@ -111,6 +117,17 @@ class ResidentBundle(Bundle):
     def network(self) -> nn.Module:
         """The network with its weights, in eval mode; the same object each time."""
         return self._network
+
+    @cached_property
+    def _made(self) -> dict[str, Any]:
+        return {}
+
+    def once(self, key: str, make: Callable[[], T]) -> T:
+        """What `make` made when it was first asked for by this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
 
 
 def load_bundle(bundle: str | Path = DEFAULT_BUNDLE) -> Bundle:

@@ -46,6 +46,14 @@ def batch(
         list[float] | None, typer.Option("--weight", help="Weight of each of several bundles, in their order.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    backend: Annotated[
+        Literal["auto", "eager", "onnxruntime", "openvino"],
+        typer.Option(help="What computes the network on the CPU; auto: the fastest that the bundle is cleared for."),
+    ] = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(help="auto: float32 on the CPU unless the bundle is cleared for bf16."),
+    ] = "auto",
     overlap: Annotated[
         float | None, typer.Option(help="Share that neighbouring windows have in common, 0 to below 1.")
     ] = None,
@@ -117,7 +125,17 @@ def batch(
             bundle=bundle or DEFAULT_BUNDLE,
             weights=weight,
             settings=Settings(
-                device, overlap, tta, probabilities, force, uncertainty, fix_gantry_tilt, dicom_seg, rtstruct
+                device,
+                overlap,
+                tta,
+                probabilities,
+                force,
+                uncertainty,
+                fix_gantry_tilt,
+                dicom_seg,
+                rtstruct,
+                backend,
+                precision,
             ),
             workers=Workers(engine, workers, address, cpus_per_actor),
             recursive=recursive,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from medseg.bundles.locate import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
-    from medseg.inference.record import UncertaintyRecord
+    from medseg.inference.record import Record, UncertaintyRecord
     from medseg.inference.run import Result
 
 
@@ -43,6 +43,14 @@ def infer(
         list[float] | None, typer.Option("--weight", help="Weight of each of several bundles, in their order.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    backend: Annotated[
+        Literal["auto", "eager", "onnxruntime", "openvino"],
+        typer.Option(help="What computes the network on the CPU; auto: the fastest that the bundle is cleared for."),
+    ] = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(help="auto: float32 on the CPU unless the bundle is cleared for bf16."),
+    ] = "auto",
     overlap: Annotated[
         float | None, typer.Option(help="Share that neighbouring windows have in common, 0 to below 1.")
     ] = None,
@@ -122,6 +130,8 @@ def infer(
             bundle=bundle or DEFAULT_BUNDLE,
             weights=weight,
             device=device,
+            backend=backend,
+            precision=precision,
             overlap=overlap,
             tta=tta,
             probabilities=probabilities,
@@ -159,7 +169,7 @@ def _print(result: Result, folders: Mapping[str, Path]) -> None:
     console.print(table)
     console.print(
         Text(
-            f"{record.bundle.summary}; {record.device}, {record.windows} windows, "
+            f"{record.bundle.summary}; {record.device}, {_computed(record)}, {record.windows} windows, "
             f"{sum(record.seconds.values()):.1f} s. {record.disclaimer}"
         )
     )
@@ -167,6 +177,11 @@ def _print(result: Result, folders: Mapping[str, Path]) -> None:
         console.print(Text(_quality(record.uncertainty)))
     for kind, name in record.outputs.items():
         console.print(Text(f"{kind.replace('_', ' '):>18}  {folders[kind] / name}"))
+
+
+def _computed(record: Record) -> str:
+    """Back ends and precisions."""
+    return ", ".join(dict.fromkeys(f"{one.name} {one.precision}" for one in record.backends))
 
 
 def _quality(sure: UncertaintyRecord) -> str:

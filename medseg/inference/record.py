@@ -70,6 +70,16 @@ class ParameterRecord(_Strict):
     forced: bool = Field(description="Whether an unsuitable scan was allowed.")
 
 
+class BackendRecord(_Strict):
+    """What computed one network."""
+
+    name: str = Field(description="eager (PyTorch), onnxruntime or openvino.")
+    precision: str = Field(description="fp32, bf16, or what PyTorch chose on a CUDA device.")
+    accuracy: Literal["exact", "fast", "reduced"] = Field(
+        description="How far logits may lie from PyTorch's in float32: rounding; ten times as far; as bfloat16 does."
+    )
+
+
 class PredictedDice(_Strict):
     """The mean Dice that cases with such a score had, by the line that was fitted to the bundle."""
 
@@ -127,6 +137,7 @@ class Record(_Strict):
     bundle: BundleRecord
     parameters: ParameterRecord
     device: str
+    backends: tuple[BackendRecord, ...] = Field((), description="Of the network, or of each member's.")
     torch: str = Field(description="Version of torch.")
     threads: int
     windows: int = Field(description="Windows that the network saw, flips included.")

@@ -22,13 +22,15 @@ from medseg.bundles.locate import DEFAULT_BUNDLE
 from medseg.bundles.spec import BundleSpec, DiceFit, LabelCode
 from medseg.errors import BundleError, MemoryBudgetError, UsageError
 from medseg.evaluation.volumes import LabelStatistics, label_statistics
-from medseg.inference.device import Predictor, available_memory, choose_device
+from medseg.inference.backends.host import Backend, HostNetwork, check_choice, host_network
+from medseg.inference.device import Precision, Predictor, available_memory, choose_device
 from medseg.inference.ensemble import Model
 from medseg.inference.export import NotFiniteError
 from medseg.inference.memory import memory_plan
 from medseg.inference.placement import Placement
 from medseg.inference.preprocess import Case, model_grid, preprocess
 from medseg.inference.record import (
+    BackendRecord,
     BundleRecord,
     InputRecord,
     LabelRecord,
@@ -39,7 +41,7 @@ from medseg.inference.record import (
     Record,
     UncertaintyRecord,
 )
-from medseg.inference.segment import Uncertainty, segment_together
+from medseg.inference.segment import Uncertainty, segment_together, window_total
 from medseg.inference.suitability import unsuitable
 from medseg.io import geometry
 from medseg.io.dicom import check_referable
@@ -112,6 +114,8 @@ def infer(
     series: str | None = None,
     fix_gantry_tilt: bool = False,
     refer: bool = False,
+    backend: Backend = "auto",
+    precision: Precision = "auto",
     volume: Volume | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -131,6 +135,9 @@ def infer(
         series: which series of a DICOM folder or archive, see `read_volume`.
         fix_gantry_tilt: resample a sheared DICOM series to right angles instead of refusing it.
         refer: refuse a scan that DICOM outputs cannot refer to.
+        backend: what computes the network on the CPU: eager (PyTorch), onnxruntime or openvino; auto: the fastest that
+            the bundle is cleared for, see `medseg.inference.backends`.
+        precision: fp32 or bf16; auto: on the CPU bf16 where the bundle is cleared for it, on CUDA always.
         volume: what `read_volume` made of `scan`, when that is already done.
         progress: called as the work goes on.
 
@@ -143,12 +150,15 @@ def infer(
     report = progress or (lambda _stage, _done, _all: None)
     clock = _Clock(report)
     target = choose_device(device)
-    placement = Placement.on(target, "auto")
+    check_choice(backend, precision, device=target.type)
+    placement = Placement.on(target, "auto" if target.type == "cpu" else precision)
     with clock("bundle"):
         loaded = load_ensemble(bundle, weights)
         specs = [_spec(member.bundle, overlap) for member in loaded.members]
         flips = _flips(loaded, tta=tta)
-        networks = [_network(member.bundle, placement) for member in loaded.members]
+        networks = [
+            _network(member.bundle, placement, backend=backend, precision=precision) for member in loaded.members
+        ]
     with clock("read"):
         if volume is None:
             volume = read_volume(
@@ -176,6 +186,9 @@ def infer(
         Model(case, network, spec, member.weight, _temperature(loaded, spec), one)
         for case, network, spec, member, one in zip(cases, networks, specs, loaded.members, flips, strict=True)
     ]
+    for model in models:
+        if isinstance(model.network, HostNetwork):
+            model.network.expect(window_total(model))
     try:
         with clock("network"):
             found = segment_together(
@@ -189,6 +202,7 @@ def infer(
         raise BundleError(loaded.name, "produced NaN", "report it with the scan's intensity range") from None
     clock.split("network", found.network_s, "restore")
     warnings += placement.warnings
+    warnings += [warning for one in networks if isinstance(one, HostNetwork) for warning in one.take_warnings()]
     labels, labelled = found.labels, loaded.spec.labels
     with clock("measure"):
         statistics = tuple(label_statistics(labels, volume.affine, labelled))
@@ -210,6 +224,7 @@ def infer(
             forced=bool(outside),
         ),
         device=str(target),
+        backends=tuple(_backend_record(network, placement) for network in networks),
         torch=torch.__version__,
         threads=torch.get_num_threads(),
         windows=found.windows,
@@ -236,9 +251,19 @@ def infer(
     )
 
 
-def _network(bundle: Bundle, placement: Placement) -> Predictor:
+def _network(bundle: Bundle, placement: Placement, *, backend: str, precision: str) -> Predictor:
     """The network of one bundle, ready to run on a device: the one place where a network is made for a scan."""
+    if placement.device.where.type == "cpu":
+        return host_network(bundle, backend=backend, precision=precision)
     return placement.bring(bundle.network())
+
+
+def _backend_record(network: Predictor, placement: Placement) -> BackendRecord:
+    if isinstance(network, HostNetwork):
+        method = network.method
+        return BackendRecord(name=method.backend, precision=method.precision, accuracy=method.accuracy)
+    precision = placement.device.precision or "fp32"
+    return BackendRecord(name="eager", precision=precision, accuracy="exact" if precision == "fp32" else "reduced")
 
 
 def _cases(volume: Volume, specs: Sequence[BundleSpec]) -> list[Case]:

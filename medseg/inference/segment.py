@@ -189,6 +189,11 @@ def logits_by_plane(
     )
 
 
+def window_total(model: Model) -> int:
+    """How often a model's network looks at its case, all flips together."""
+    return len(model.flips) * _windows(model.case.grid, model.spec)
+
+
 def _windows(grid: ModelGrid, spec: BundleSpec) -> int:
     if spec.slices is not None:
         return SliceInferer.of(spec).window_count(grid.shape)
@@ -260,7 +265,7 @@ class _Passes:
         self, models: Sequence[Model], layout: Layout, placement: Placement, progress: Progress | None
     ) -> None:
         self.layout = layout
-        self.windows = sum(len(model.flips) * _windows(model.case.grid, model.spec) for model in models)
+        self.windows = sum(window_total(model) for model in models)
         self.models: list[Model] = []
         self.axes: list[int] = []
         self.weights: list[float] = []
