@@ -100,7 +100,7 @@ def train_on_devices(job: Job, count: int, device: str, listeners: Listeners) ->
             # On a CPU the others notice by themselves that one is gone, so that nothing else kills them.
             killed = [process.exitcode == -signal.SIGKILL for process in started.processes]
             if any(killed) and (kind == "cpu" or isinstance(err, ProcessExitedException)):
-                remedy = "lower --batch-size or --devices, then use --resume"
+                remedy = "lower --batch-size or --devices; --resume goes on from the last save"
                 raise MemoryBudgetError(job.output, f"process {killed.index(True)} was killed", remedy) from err
             raise
         finally:
