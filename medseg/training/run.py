@@ -16,7 +16,7 @@ import torch
 from medseg.bundles.locate import find_bundle
 from medseg.bundles.spec import BundleSpec, SliceSpec, read_json, read_spec
 from medseg.bundles.write import write_configs
-from medseg.errors import BundleError, InputError, MedsegError, OutputError, UsageError
+from medseg.errors import BundleError, InputError, Interrupted, MedsegError, OutputError, UsageError
 from medseg.inference.device import choose_device
 from medseg.io.split import read_part
 from medseg.networks.facts import read_facts
@@ -117,7 +117,7 @@ def train(
         if devices > 1:
             return train_on_devices(job, devices, device, listeners)
         return train_cases(job, choose_device(device), listeners)
-    except MedsegError:
+    except (MedsegError, Interrupted):
         if not (output / "last.pt").exists():  # the run never began; its folder is free for another try
             shutil.rmtree(output / "configs", ignore_errors=True)
             (output / START_FILE).unlink(missing_ok=True)
