@@ -61,6 +61,7 @@ def pack_bundle(
     metadata["name"] = name
     figures = {} if evaluation is None else _figures(evaluation)
     metadata["eval_metrics"] = figures
+    metadata.get("medseg", {}).pop("validated_backends", None)  # of the run's weights, and these are rounded
     aside = folder / f".{name}.tmp"
     try:
         shutil.rmtree(aside, ignore_errors=True)

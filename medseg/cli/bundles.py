@@ -1,15 +1,21 @@
-"""``medseg bundles``: list, show, verify and pack."""
+"""``medseg bundles``: list, show, verify, validate and pack."""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from medseg.cli.calibrate import calibrate
 from medseg.errors import BundleError
+
+if TYPE_CHECKING:
+    from medseg.bundles.clearance import Clearance
 
 app = typer.Typer(
     help="Bundles: a trained network with its settings. List, show, verify, pack, ensemble, calibrate.",
@@ -90,8 +96,6 @@ def _ensemble_summary(root: Path) -> dict[str, Any]:
 @app.command()
 def show(name: Name, *, json_: AsJson = False) -> None:
     """Show what a bundle takes, gives and was trained on."""
-    from dataclasses import asdict
-
     from medseg.bundles.load import load_bundle
     from medseg.bundles.locate import find_bundle, is_ensemble
 
@@ -133,8 +137,6 @@ def show(name: Name, *, json_: AsJson = False) -> None:
 
 
 def _ensemble_facts(name: str) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from medseg.bundles.ensemble import load_ensemble
 
     together = load_ensemble(name)
@@ -233,6 +235,76 @@ def pack(
     packed = pack_bundle(run, name, folder, half=not full, evaluation=evaluation, overwrite=overwrite)
     size = sum(path.stat().st_size for path in packed.rglob("*") if path.is_file())
     print(f"{packed}: {size / 1e6:.1f} MB; try: medseg infer SCAN --bundle {packed if output else name}")
+
+
+@app.command()
+def validate(
+    name: Name,
+    data: Annotated[Path, typer.Option(help="Data set in the Decathlon's or nnU-Net's layout; labels are not used.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder that gets a copy of the bundle with the result; default: itself."),
+    ] = None,
+    *,
+    split: Annotated[Path | None, typer.Option(help="JSON of case names by part; default: every case.")] = None,
+    part: Annotated[str, typer.Option(help="Part of the split file.")] = "val",
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", help="onnxruntime or openvino; default: those installed.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of that name there.")] = False,
+    json_: AsJson = False,
+) -> None:
+    """Compare each back end's labels with PyTorch's on real cases, and clear the bundle for those that agree.
+
+    The result goes into the bundle's metadata.json; medseg infer then takes the fastest back end by itself. A back end
+    is cleared when every label of every case reaches a Dice of 0.999 (float32) or 0.998 (bfloat16) against PyTorch.
+
+    Example: medseg bundles validate my_bundle --data hippocampus --split split.json --part val
+    """
+    from medseg.bundles.clearance import check_writable, write_clearances
+    from medseg.bundles.load import load_bundle
+    from medseg.io.split import read_part
+    from medseg.training.dataset import read_dataset
+
+    bundle = load_bundle(name)
+    check_writable(bundle, output, overwrite=overwrite)
+    dataset = read_dataset(data)
+    cases = dataset.cases if split is None else dataset.part(read_part(split, part))
+    from medseg.inference.backends.validate import methods, validate
+
+    compared = methods(backend or ())
+
+    def progress(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done} of {total} cases", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    found = validate(bundle, [case.images for case in cases], compared, progress=progress)
+    written = write_clearances(bundle, found, output, overwrite=overwrite)
+    if json_:
+        print(
+            json.dumps({"bundle": str(written), "found": [{**asdict(o), "cleared": o.passed} for o in found]}, indent=2)
+        )
+        return
+    _print_clearances(found)
+    print(f"{len(cases)} cases; written to {written / 'configs' / 'metadata.json'}")
+
+
+def _print_clearances(found: Sequence[Clearance]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("back end", "label", "lowest Dice", "mean Dice", "speed", "max logit difference", "cleared"):
+        table.add_column(column, overflow="fold")
+    for one in found:
+        answer = "not needed" if one.method.accuracy == "exact" else "yes" if one.passed else "no"
+        facts = (f"{one.speed:.2f}x", f"{one.max_logit_difference:.2g}", answer)
+        for number, (label, dice) in enumerate(one.dice.items()):
+            first, last = (str(one.method), facts) if number == 0 else ("", ("", "", ""))
+            cells = (first, label, f"{dice.lowest:.5f}", f"{dice.mean:.5f}", *last)
+            table.add_row(*(Text(cell) for cell in cells))
+    Console(soft_wrap=True, highlight=False).print(table)
 
 
 @app.command()
