@@ -1,0 +1,280 @@
+"""Cases come in: from a folder of scans, from the output of `medseg batch`, or one by one as uploads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from medseg.batch.cases import find_cases
+from medseg.batch.journal import Journal
+from medseg.batch.worker import labels_path
+from medseg.errors import InputError, MedsegError
+from medseg.inference.record import Record
+from medseg.io.files import split_suffix
+from medseg.io.geometry import corner_shift, spacing
+from medseg.io.read import GRID_TOLERANCE, read_labels, read_volume
+from medseg.io.volume import Volume
+from medseg.io.write import OutputSet
+from medseg.report.palette import label_colours
+from medseg.review.masks import screen_values, sha256_of, write_grid, write_mask
+from medseg.review.saving import adopt
+from medseg.review.store.models import Case, Label, Prediction, User, new_id
+from medseg.review.store.repo import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Import:
+    """What an import did.
+
+    Attributes:
+        added: new cases.
+        known: how many scans were cases already.
+        problems: scans or results that were left out, one sentence each.
+    """
+
+    added: tuple[str, ...]
+    known: int
+    problems: tuple[str, ...]
+
+
+def import_folder(store: Store, folder: Path, *, by: User, recursive: bool = False) -> Import:
+    """Add the scans of a folder, with the segmentations ``<name>_seg.nii.gz`` that lie beside them.
+
+    Scans stay where they are; what is no NIfTI volume of one channel is converted into the data folder.
+
+    Raises:
+        InputError: no folder, or no scan in it. PermissionError: a reader may not.
+    """
+    found = find_cases([folder], recursive=recursive)
+    scans = {case.name: case.scans for case in found.cases}
+    results = {name: Path(labels_path(folder, name)) for name in scans}
+    return _import(store, scans, results, by=by)
+
+
+def import_batch(store: Store, output: Path, scans: Sequence[Path], *, channels: int = 1, by: User) -> Import:
+    """Add the cases that `medseg batch` finished.
+
+    Args:
+        store: the store.
+        output: the batch's folder, with its journal.
+        scans: the folders or files that the batch was given.
+        channels: files of a case.
+        by: who imports.
+
+    Raises:
+        InputError: no journal, or no scan. PermissionError: a reader may not.
+    """
+    journal = Journal.read(output)
+    done = {name for name, history in journal.cases.items() if history.done is not None}
+    if not done:
+        raise InputError(output, "no finished case of medseg batch here", "give the folder that holds run.jsonl")
+    found = find_cases(scans, channels=channels, recursive=True, output=output)
+    files = {case.name: case.scans for case in found.cases if case.name in done}
+    lost = [f"{name}: its scan was not found" for name in sorted(done - set(files))]
+    made = _import(store, files, {name: labels_path(output, name) for name in files}, by=by)
+    return Import(made.added, made.known, (*lost, *made.problems))
+
+
+def import_upload(store: Store, file: Path, *, name: str, by: User) -> Case:
+    """Add an uploaded scan: a NIfTI, MetaImage or NRRD file, or a zip archive of a DICOM series.
+
+    Args:
+        store: the store.
+        file: the upload; it stays where it is, a converted copy becomes the case's image.
+        name: pseudonym.
+        by: who uploads.
+
+    Raises:
+        InputError, MemoryBudgetError: as `read_volume`. PermissionError: a reader may not.
+    """
+    return add_scan(store, (file,), name=name, by=by, copy=True)
+
+
+def add_scan(store: Store, scans: Sequence[Path], *, name: str, by: User, copy: bool = False) -> Case:
+    """Add one scan as a case.
+
+    Args:
+        store: the store.
+        scans: one file or folder, or one for each channel; the first is shown.
+        name: pseudonym.
+        by: who adds it.
+        copy: also copy a NIfTI file into the data folder, without the identity that its header may hold.
+
+    Raises:
+        InputError, MemoryBudgetError: as `read_volume`; nothing is left behind.
+        PermissionError: a reader may not.
+    """
+    volume = read_volume(scans[0])
+    case_id = new_id()
+    folder = store.folder / case_id
+    folder.mkdir(mode=0o700)
+    try:
+        kept = split_suffix(scans[0])[1].lower() in {".nii", ".nii.gz"} and len(volume.data) == 1
+        if copy or not kept or volume.source.format != "nifti":
+            image = _convert(folder / "image.nii.gz", volume)
+            sha256 = sha256_of(image)
+        else:
+            image, sha256 = scans[0].absolute(), volume.source.sha256
+        grid = write_grid(folder / "grid.nii.gz", volume)
+        dicom = volume.source.dicom
+        return store.add_case(
+            case_id,
+            name=name,
+            image=image,
+            image_sha256=sha256,
+            sources=[image] if copy and len(volume.data) == 1 else [scan.absolute() for scan in scans],
+            grid=grid,
+            shape=volume.shape,
+            spacing=[round(float(mm), 6) for mm in spacing(volume.affine)],
+            modality=dicom.modality if dicom else "",
+            by=by,
+        )
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def add_result(
+    store: Store,
+    case_id: str,
+    labels: np.ndarray[Any, np.dtype[np.integer]],
+    *,
+    names: Mapping[int, str],
+    model: str,
+    version: str = "",
+    record: Mapping[str, Any] | None = None,
+    runtime_s: float | None = None,
+    device: str = "",
+    by: User,
+) -> Prediction:
+    """Keep a model's label map; the first one of a case gives it its label table and its first version.
+
+    Args:
+        store: the store.
+        case_id: the case.
+        labels: (X, Y, Z) on the image's grid.
+        names: value to name.
+        model: name of the bundle.
+        version: of the bundle.
+        record: of the run.
+        runtime_s: seconds that it took.
+        device: on which it ran.
+        by: who asked for it.
+
+    Raises:
+        InputError: no such case. OutputError: the file cannot be written. PermissionError: a reader may not.
+    """
+    case = store.case(case_id)
+    shown = {value: name for value, name in names.items() if value != 0}
+    prediction_id = new_id()
+    path = store.folder / case_id / f"prediction_{prediction_id}.nii.gz"
+    sha256 = write_mask(path, labels, store.file(case.grid_path), shown)
+    prediction = Prediction(
+        id=prediction_id,
+        case_id=case_id,
+        model=model,
+        bundle_version=version,
+        mask_sha256=sha256,
+        labels={str(value): name for value, name in shown.items()},
+        record=dict(record or {}),
+        runtime_s=runtime_s,
+        device=device,
+    )
+    store.add_prediction(prediction, mask=path, uncertainty=None, by=by)
+    if store.set_labels(case_id, label_table(case_id, shown), by=by) and case.revision == 0:
+        adopt(store, prediction_id, base_revision=0, by=by)
+    return prediction
+
+
+def label_table(case_id: str, names: Mapping[int, str]) -> list[Label]:
+    """The rows of a case's label table, coloured as the pictures are.
+
+    Raises:
+        UsageError: more labels than the viewer can draw.
+    """
+    screen = screen_values(names)
+    colours = label_colours(len(screen))
+    return [
+        Label(case_id=case_id, value=value, name=names[value], r=red, g=green, b=blue, screen_value=screen[value])
+        for value, (red, green, blue) in zip(sorted(screen), colours, strict=True)
+    ]
+
+
+def _import(store: Store, scans: Mapping[str, Sequence[Path]], results: Mapping[str, Path], *, by: User) -> Import:
+    added, known, problems = [], 0, []
+    there = {store.file(row.case.sources[0]) for row in store.worklist()}
+    for name, files in scans.items():
+        if files[0].absolute() in there:
+            known += 1
+            continue
+        try:
+            case = add_scan(store, files, name=name, by=by)
+        except MedsegError as error:
+            problems.append(f"{name}: {error.problem}")
+            continue
+        added.append(case.id)
+        try:
+            _add_file(store, case, results[name], by=by)
+        except MedsegError as error:
+            problems.append(f"{results[name].name}: {error.problem}")
+    log.info("imported %d cases, %d known, %d problems", len(added), known, len(problems))
+    return Import(tuple(added), known, tuple(problems))
+
+
+def _add_file(store: Store, case: Case, mask: Path, *, by: User) -> None:
+    """Add the segmentation file of a scan, if there is one.
+
+    Raises:
+        InputError: it is not on the scan's grid, or cannot be read.
+    """
+    if not mask.exists():
+        return
+    labels, affine = read_labels(mask)
+    _, grid = read_labels(store.file(case.grid_path))
+    near = GRID_TOLERANCE * float(spacing(grid).min())
+    if labels.shape != tuple(case.shape) or corner_shift(labels.shape, grid, affine) > near:
+        raise InputError(mask, "not on the scan's grid", "run the model again")
+    record = _record(mask.with_name(split_suffix(mask)[0] + ".json"))
+    found = sorted({int(value) for value in np.unique(labels)} - {0})
+    names = {value: f"label {value}" for value in found}
+    if record is None:
+        add_result(store, case.id, labels, names=names, model="unknown model", by=by)
+        return
+    names = names | {label.value: label.name for label in record.labels}
+    add_result(
+        store,
+        case.id,
+        labels,
+        names=names,
+        model=record.bundle.name,
+        version=record.bundle.version,
+        record=record.model_dump(mode="json"),
+        runtime_s=sum(record.seconds.values()),
+        device=record.device,
+        by=by,
+    )
+
+
+def _record(path: Path) -> Record | None:
+    """The record beside a segmentation; None without one."""
+    try:
+        return Record.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError):
+        return None
+
+
+def _convert(path: Path, volume: Volume) -> Path:
+    """Write the first channel as NIfTI without identity, float32."""
+    with OutputSet() as files:
+        files.add_float(path, volume.data[0], volume)
+    return path

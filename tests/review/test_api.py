@@ -1,0 +1,257 @@
+"""From a scan on disk to a corrected mask over HTTP: grid kept, everything else refused."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from medseg.batch.journal import Entry, Journal
+from medseg.errors import InputError, UsageError
+from medseg.review import api, masks, signing
+from medseg.review.saving import restore, save_draft
+from medseg.review.signing import BadClaimError, Claim, Signer
+from medseg.review.store.models import User
+from medseg.review.store.repo import Conflict, Saved, Store
+from medseg.review.worklist import add_result, import_batch, import_folder
+from tests.builders import save_scan
+
+OBLIQUE = np.array([[-0.9, 0.1, 0.3, 40], [0.1, -1.2, 0.2, -7], [-0.3, -0.1, 2.8, 3], [0, 0, 0, 1]])
+NAMES = {0: "background", 2: "liver", 300: "tumour"}
+
+
+class Desk:
+    """A store with one case of three axes of different length, its API, and two users."""
+
+    def __init__(self, folder: Path) -> None:
+        scans = folder / "scans"
+        scans.mkdir()
+        self.scan = save_scan(scans / "Miller^Anna.nii.gz", np.random.default_rng(0).normal(size=(5, 6, 7)), OBLIQUE)
+        self.store = Store.in_folder(folder / "data")
+        self.anna: User = self.store.sign_in("local:anna", "Anna")
+        self.ben: User = self.store.sign_in("local:ben", "Ben")
+        (self.case,) = import_folder(self.store, scans, by=self.anna).added
+        labels = np.zeros((5, 6, 7), np.uint16)
+        labels[1:3, 2:4, 3:5] = 300
+        labels[4, 5, 6] = 2
+        self.labels = labels
+        add_result(self.store, self.case, labels, names=NAMES, model="organs", by=self.anna)
+        self.signer = Signer(bytes(32))
+        self.http = TestClient(Starlette(routes=api.Api(self.store, self.signer, largest_upload=5000).routes()))
+
+    def token(self, purpose: signing.Purpose, target: str | None = None, user: User | None = None) -> str:
+        target = self.case if target is None else target
+        return self.signer.sign(Claim(purpose, target, (user or self.anna).id))
+
+    def save(self, body: bytes, base: object = 1, user: User | None = None, token: str | None = None) -> object:
+        headers = {"X-Medseg-Token": token or self.token("save", user=user), "If-Match": f'"{base}"'}
+        return self.http.post(f"{api.PREFIX}/mask/{self.case}", content=body, headers=headers)
+
+    def drawing(self, change: int = 1) -> bytes:
+        drawn = masks.to_screen(self.labels, {2: 1, 300: 2})
+        drawn[0, 0, :change] = 1
+        return gzip.compress(drawn.tobytes(order="F"))
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    found = Desk(tmp_path)
+    yield found
+    found.store.close()
+
+
+def test_a_corrected_mask_lies_on_the_images_grid_to_the_bit_and_the_old_version_stays(desk: Desk) -> None:
+    before = {path: path.read_bytes() for path in (desk.store.folder / desk.case).iterdir()}
+    answer = desk.save(desk.drawing(3))
+    assert answer.status_code == 200
+    assert answer.json()["revision"] == 2
+    assert answer.json()["changed_voxels"] == 3
+    version = desk.store.version(desk.case, 2)
+    saved, image = nib.load(desk.store.file(version.path)), nib.load(desk.scan)
+    expected = desk.labels.copy()
+    expected[0, 0, :3] = 2
+    assert np.array_equal(np.asarray(saved.dataobj), expected)
+    for field in ("srow_x", "srow_y", "srow_z", "quatern_b", "quatern_c", "qoffset_x", "qform_code", "sform_code"):
+        assert saved.header[field].tobytes() == image.header[field].tobytes(), field
+    assert saved.header["pixdim"][:4].tobytes() == image.header["pixdim"][:4].tobytes()
+    assert version.sha256 == answer.json()["sha256"] == masks.sha256_of(desk.store.file(version.path))
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+    back = restore(desk.store, desk.case, 1, base_revision=2, by=desk.ben)
+    assert isinstance(back, Saved)
+    assert (back.mask.revision, back.mask.restored_from, back.mask.changed_voxels) == (3, 1, 3)
+
+
+def test_the_second_save_is_a_conflict_and_both_masks_are_there(desk: Desk) -> None:
+    assert desk.save(desk.drawing(1)).status_code == 200
+    second = desk.save(desk.drawing(4), user=desk.ben)
+    assert second.status_code == 409
+    told = second.json()
+    assert (told["yours"], told["theirs"], told["by"]) == (1, 2, "Anna")
+    draft = desk.store.mask(told["draft_id"])
+    assert np.count_nonzero(nib.load(desk.store.file(draft.path)).get_fdata()[0, 0] == 2) == 4
+    on_top = save_draft(desk.store, draft.id, base_revision=2, by=desk.ben)
+    assert isinstance(on_top, Saved)
+    assert on_top.mask.changed_voxels == 3
+    assert not isinstance(on_top, Conflict)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "word"),
+    [
+        (b"not gzip", 422, "not gzip"),
+        (gzip.compress(bytes(5 * 6 * 7 - 1)), 422, "209 of 210 voxels"),
+        (gzip.compress(bytes(1 << 26)), 422, "more of 210 voxels"),
+        (gzip.compress(bytes([3] * 210)), 422, "outside the case's table (3)"),
+        (gzip.compress(bytes(210))[:-6], 422, "voxels"),
+        (bytes(api.LARGEST_MASK_BYTES + 1), 413, "more than"),
+    ],
+    ids=["text", "short", "bomb", "label", "torn", "large"],
+)
+def test_a_body_that_is_no_mask_of_the_case_is_refused_and_nothing_is_kept(
+    desk: Desk, body: bytes, status: int, word: str
+) -> None:
+    files = set((desk.store.folder / desk.case).iterdir())
+    answer = desk.save(body)
+    assert answer.status_code == status
+    assert word in answer.json()["error"]
+    assert desk.store.case(desk.case).revision == 1
+    assert set((desk.store.folder / desk.case).iterdir()) == files
+
+
+def test_tokens_hold_for_one_purpose_one_target_one_key_and_a_short_time(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for token in (
+        "",
+        "x.y.z",
+        desk.token("volume"),
+        desk.token("save", "another case"),
+        Signer(bytes([1]) * 32).sign(Claim("save", desk.case, desk.anna.id)),
+        desk.signer.sign(Claim("save", desk.case, "nobody")),
+    ):
+        answer = desk.save(desk.drawing(), token=token or "-")
+        assert (answer.status_code, answer.json()["error"].split(";")[0]) == (403, "the link is not valid any more")
+    assert desk.save(desk.drawing(), base="x").status_code == 428
+    good = desk.token("volume")
+    assert desk.http.get(f"{api.PREFIX}/volume/{desk.case}?t={good}").status_code == 200
+    monkeypatch.setitem(signing.MAX_AGE_S, "volume", -1)
+    assert desk.http.get(f"{api.PREFIX}/volume/{desk.case}?t={good}").status_code == 403
+    with pytest.raises(BadClaimError):
+        desk.signer.verify(good, "volume", desk.case)
+
+
+def test_a_reader_sees_but_cannot_save_or_upload(desk: Desk) -> None:
+    reader = desk.store.sign_in("local:rita", "Rita", role="reader")
+    token = desk.token("volume", user=reader)
+    answer = desk.http.get(f"{api.PREFIX}/volume/{desk.case}?t={token}")
+    assert answer.status_code == 200
+    assert answer.content == desk.scan.read_bytes()
+    assert (answer.headers["content-encoding"], answer.headers["cache-control"]) == ("identity", "private, no-store")
+    assert desk.save(desk.drawing(), user=reader).status_code == 403
+    upload = {"X-Medseg-Token": desk.token("upload", "", reader)}
+    assert desk.http.post(f"{api.PREFIX}/upload", content=b"x", headers=upload).status_code == 403
+
+
+def test_the_viewer_gets_a_dense_table_for_labels_above_255(desk: Desk) -> None:
+    mask = desk.store.version(desk.case, 1)
+    answer = desk.http.get(f"{api.PREFIX}/mask/{mask.id}?t={desk.token('mask', mask.id)}")
+    drawn = np.frombuffer(gzip.decompress(answer.content)[352:], np.uint8).reshape((5, 6, 7), order="F")
+    assert np.array_equal(drawn, masks.to_screen(desk.labels, {2: 1, 300: 2}))
+    assert set(np.unique(drawn)) == {0, 1, 2}
+    with pytest.raises(UsageError, match="256 of them"):
+        masks.screen_values(range(1000, 1256))
+
+
+@pytest.mark.parametrize("path", ["../../etc/passwd", "%2e%2e%2freview.sqlite", "review.sqlite", "nobody"])
+def test_ids_never_become_paths(desk: Desk, path: str) -> None:
+    answer = desk.http.get(f"{api.PREFIX}/volume/{path}?t={desk.token('volume', path)}")
+    assert answer.status_code in {403, 404}
+    assert b"SQLite" not in answer.content
+
+
+def test_uploads_are_limited_judged_and_named_by_medseg(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="medseg.review")
+    headers = {"X-Medseg-Token": desk.token("upload", "")}
+    answer = desk.http.post(f"{api.PREFIX}/upload", content=desk.scan.read_bytes(), headers=headers)
+    assert answer.status_code == 201
+    case = desk.store.case(answer.json()["case_id"])
+    assert case.name.startswith("upload ")
+    assert np.allclose(nib.load(desk.store.file(case.image_path)).affine, OBLIQUE, atol=1e-5)
+    assert desk.http.post(f"{api.PREFIX}/upload", content=b"<html>", headers=headers).status_code == 422
+    chunks = (bytes(1000) for _ in range(6))
+    assert desk.http.post(f"{api.PREFIX}/upload", content=chunks, headers=headers).status_code == 413
+    assert not list(desk.store.folder.glob(".upload-*"))
+    assert len(desk.store.worklist()) == 2
+    token = desk.token("poster")
+    picture = desk.http.get(f"{api.PREFIX}/poster/{desk.case}?t={token}")
+    assert picture.content.startswith(b"\x89PNG")
+    assert "Miller" not in caplog.text
+    assert str(desk.store.folder) not in caplog.text
+
+
+def test_a_folder_is_imported_once_with_the_results_beside_it(desk: Desk, tmp_path: Path) -> None:
+    folder = tmp_path / "more"
+    folder.mkdir()
+    save_scan(folder / "a.nii.gz", np.ones((4, 5, 6), np.int16), OBLIQUE)
+    save_scan(folder / "a_seg.nii.gz", np.ones((4, 5, 6), np.uint8), OBLIQUE)
+    save_scan(folder / "b.nii.gz", np.ones((4, 5, 6), np.int16), OBLIQUE)
+    save_scan(folder / "b_seg.nii.gz", np.ones((4, 5, 6), np.uint8), np.eye(4))
+    (folder / "c.nii.gz").write_bytes(b"nothing")
+    first = import_folder(desk.store, folder, by=desk.anna)
+    assert len(first.added) == 2
+    assert [desk.store.case(case).revision for case in first.added] == [1, 0]
+    assert any("not on the scan's grid" in problem for problem in first.problems)
+    assert any(problem.startswith("c:") for problem in first.problems)
+    again = import_folder(desk.store, folder, by=desk.anna)
+    assert (again.added, again.known) == ((), 2)
+
+
+def test_a_batchs_finished_cases_are_imported(desk: Desk, tmp_path: Path) -> None:
+    scans, output = tmp_path / "in", tmp_path / "out"
+    scans.mkdir()
+    output.mkdir()
+    for name in ("a", "b"):
+        save_scan(scans / f"{name}.nii.gz", np.ones((4, 5, 6), np.int16), OBLIQUE)
+        save_scan(output / f"{name}_seg.nii.gz", np.ones((4, 5, 6), np.uint8), OBLIQUE)
+    with pytest.raises(InputError, match="no finished case of medseg batch"):
+        import_batch(desk.store, output, [scans], by=desk.anna)
+    journal = Journal.read(output)
+    journal.begin({})
+    for case, event in (("a", "done"), ("b", "failed"), ("gone", "done")):
+        journal.append(Entry(event=event, case=case))
+    journal.close()
+    found = import_batch(desk.store, output, [scans], by=desk.anna)
+    assert [desk.store.case(case).name for case in found.added] == ["a"]
+    assert desk.store.case(found.added[0]).revision == 1
+    assert found.problems == ("gone: its scan was not found",)
+
+
+def test_pieces_are_measured_in_millimetres_and_masks_compared() -> None:
+    labels = np.zeros((10, 10, 6), np.uint8)
+    labels[1:5, 2, 3] = 1  # 4 voxels along x: 3 steps of 2 mm
+    labels[8, 8, 0] = 1
+    affine = np.diag([2.0, 1.0, 3.0, 1.0])
+    sure = np.zeros(labels.shape, np.float32)
+    sure[4, 2, 3] = 0.75
+    large, small = masks.lesions(labels, affine, {1: "tumour"}, uncertainty=sure)
+    assert (large.number, large.voxels, large.axial_diameter_mm, large.max_uncertainty) == (1, 4, 6.0, 0.75)
+    assert large.volume_ml == pytest.approx(0.024)
+    assert large.centroid_mm == (5.0, 2.0, 9.0)
+    assert large.voxel in {(2, 2, 3), (3, 2, 3)}
+    assert (small.voxels, small.voxel, small.axial_diameter_mm) == (1, (8, 8, 0), 0.0)
+    other = labels.copy()
+    other[1:3, 2, 3] = 0
+    (found, absent) = masks.compare(labels, other, affine, {1: "tumour", 2: "cyst"})
+    assert found.dice == pytest.approx(2 * 3 / 8)
+    assert found.difference_percent == pytest.approx(100 * 2 / 3)
+    assert absent.dice is None
+    with pytest.raises(InputError, match="shapes"):
+        masks.compare(labels, other[1:], affine, {1: "tumour"})
