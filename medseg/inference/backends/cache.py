@@ -46,10 +46,10 @@ class Entry:
     """
 
     def __init__(self, bundle: Bundle, folder: Path | None = None) -> None:
-        spec = bundle.spec
+        spec, weights = bundle.spec, bundle.sha256
         self.shape = (_WINDOWS_A_CALL, spec.network_channels, *spec.network_size)
         made_of = {
-            "weights": bundle.sha256,
+            "weights": weights,
             "network": spec.network,
             "arguments": dict(spec.network_args),
             "shape": self.shape,
@@ -59,7 +59,7 @@ class Entry:
         }
         digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=list).encode()).hexdigest()
         size = "x".join(str(n) for n in self.shape)
-        self.folder = (folder or cache_folder()) / bundle.sha256[:16] / f"{spec.network}-{size}-{digest[:16]}"
+        self.folder = (folder or cache_folder()) / weights[:16] / f"{spec.network}-{size}-{digest[:16]}"
 
     @cached_property
     def model(self) -> Path | None:
