@@ -126,13 +126,16 @@ def add_scan(store: Store, scans: Sequence[Path], *, name: str, by: User, copy: 
         else:
             image, sha256 = scans[0].absolute(), volume.source.sha256
         grid = write_grid(folder / "grid.nii.gz", volume)
+        sources = [scan.absolute() for scan in scans]
+        if copy:
+            sources = [image if len(volume.data) == 1 else _convert(folder / "source.nii.gz", volume, channels=True)]
         dicom = volume.source.dicom
         return store.add_case(
             case_id,
             name=name,
             image=image,
             image_sha256=sha256,
-            sources=[image] if copy and len(volume.data) == 1 else [scan.absolute() for scan in scans],
+            sources=sources,
             grid=grid,
             shape=volume.shape,
             spacing=[round(float(mm), 6) for mm in spacing(volume.affine)],
@@ -273,8 +276,8 @@ def _record(path: Path) -> Record | None:
         return None
 
 
-def _convert(path: Path, volume: Volume) -> Path:
-    """Write the first channel as NIfTI without identity, float32."""
+def _convert(path: Path, volume: Volume, *, channels: bool = False) -> Path:
+    """Write the first channel, or all of them, as NIfTI without identity, float32."""
     with OutputSet() as files:
-        files.add_float(path, volume.data[0], volume)
+        files.add_float(path, volume.data if channels else volume.data[0], volume)
     return path

@@ -15,12 +15,13 @@ from starlette.testclient import TestClient
 
 from medseg.batch.journal import Entry, Journal
 from medseg.errors import InputError, UsageError
+from medseg.io.read import read_volume
 from medseg.review import api, masks, signing
 from medseg.review.saving import restore, save_draft
 from medseg.review.signing import BadClaimError, Claim, Signer
 from medseg.review.store.models import User
 from medseg.review.store.repo import Conflict, Saved, Store
-from medseg.review.worklist import add_result, import_batch, import_folder
+from medseg.review.worklist import add_result, import_batch, import_folder, import_upload
 from tests.builders import save_scan
 
 OBLIQUE = np.array([[-0.9, 0.1, 0.3, 40], [0.1, -1.2, 0.2, -7], [-0.3, -0.1, 2.8, 3], [0, 0, 0, 1]])
@@ -195,6 +196,16 @@ def test_uploads_are_limited_judged_and_named_by_medseg(desk: Desk, caplog: pyte
     assert picture.content.startswith(b"\x89PNG")
     assert "Miller" not in caplog.text
     assert str(desk.store.folder) not in caplog.text
+
+
+def test_all_channels_of_an_upload_are_kept_for_runs(desk: Desk, tmp_path: Path) -> None:
+    upload = save_scan(tmp_path / "two.nii", np.random.default_rng(1).normal(size=(5, 6, 7, 2)).astype("f4"), OBLIQUE)
+    case = import_upload(desk.store, upload, name="two", by=desk.anna)
+    expected = upload.read_bytes()[-5 * 6 * 7 * 2 * 4 :]
+    upload.unlink()
+    (source,) = (read_volume(desk.store.file(path)) for path in case.sources)
+    assert b"".join(channel.tobytes(order="F") for channel in source.data) == expected
+    assert read_volume(desk.store.file(case.image_path)).data.shape == (1, 5, 6, 7)
 
 
 def test_a_folder_is_imported_once_with_the_results_beside_it(desk: Desk, tmp_path: Path) -> None:
