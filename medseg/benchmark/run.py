@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from medseg.benchmark.meter import Meter, NetworkClock, peak_rss_mib
 from medseg.benchmark.subject import Subject
 from medseg.errors import MedsegError
+from medseg.inference.backends.host import Backend
+from medseg.inference.device import Precision
+from medseg.inference.record import BackendRecord
 
 Engine = Literal["medseg", "monai", "nnunet"]
 PACKAGES: dict[Engine, str] = {"medseg": "medseg", "monai": "monai", "nnunet": "nnunetv2"}
@@ -32,6 +35,8 @@ class Request(_Strict):
     output: str
     device: str
     threads: int
+    backend: Backend = "eager"
+    precision: Precision = "auto"
 
 
 class Run(_Strict):
@@ -59,6 +64,8 @@ class Answer(_Strict):
     version: str = Field(default="", description="Of the engine's package.")
     torch: str = ""
     device: str = ""
+    backend: str = "eager"
+    precision: str = "fp32"
     windows: int = Field(default=0, description="Windows that cover the scan.")
     windows_evaluated: int = Field(default=0, description="Windows that the network saw.")
     error: str = ""
@@ -80,7 +87,7 @@ def measure(request: Request) -> Answer:
     from medseg.inference.device import choose_device
 
     if request.engine == "medseg":
-        from medseg.benchmark.medseg_pipeline import run_medseg as pipeline
+        from medseg.benchmark.medseg_pipeline import run_medseg
     elif request.engine == "monai":
         from medseg.benchmark.monai_pipeline import run_monai as pipeline
     else:
@@ -92,7 +99,12 @@ def measure(request: Request) -> Answer:
         network_class(bundle.spec.network)  # its imports belong to the others
     imports, meter, clock = peak_rss_mib(), Meter(), NetworkClock()
     scans = [Path(scan) for scan in request.scans]
-    windows = pipeline(bundle, scans, Path(request.output), device, meter, clock)
+    measured = (bundle, scans, Path(request.output), device, meter, clock)
+    used = BackendRecord(name="eager", precision="fp32", accuracy="exact")
+    if request.engine == "medseg":
+        windows, used = run_medseg(*measured, backend=request.backend, precision=request.precision)
+    else:
+        windows = pipeline(*measured)
     meter.end()
     peak = peak_rss_mib()
     cpu, wall = meter.cpu_s, meter.wall_s
@@ -116,6 +128,8 @@ def measure(request: Request) -> Answer:
         version=importlib.metadata.version(PACKAGES[request.engine]),
         torch=torch.__version__,
         device=str(device),
+        backend=used.name,
+        precision=used.precision,
         windows=windows,
         windows_evaluated=clock.windows,
     )

@@ -22,6 +22,8 @@ from medseg.benchmark.failure import error_of, last_line
 from medseg.benchmark.machine import cpu_name, environment, load_average
 from medseg.benchmark.run import PACKAGES, Answer, Engine, Request, Run
 from medseg.benchmark.subject import Subject
+from medseg.inference.backends.host import Backend
+from medseg.inference.device import Precision
 from medseg.io import geometry
 from medseg.io.read import read_labels
 
@@ -104,8 +106,8 @@ class SpeedReport(_Strict):
     load: float | None = Field(description="Load average before the first run; far above 0: the times say little.")
     bundle: BundleEntry
     image: ImageEntry
-    backend: str = "eager"
-    precision: str = "fp32"
+    backend: str = Field(description="What computed medseg's network; the others are PyTorch in float32.")
+    precision: str
     windows: int
     windows_evaluated: int
     windows_reused: int
@@ -137,6 +139,8 @@ def benchmark_speed(
     device: str = "cpu",
     threads: int = 1,
     repeat: int = 3,
+    backend: Backend = "eager",
+    precision: Precision = "auto",
     progress: Progress | None = None,
 ) -> SpeedReport:
     """Measure medseg and other pipelines in turn.
@@ -148,6 +152,8 @@ def benchmark_speed(
         device: auto, cpu, cuda or cuda:N.
         threads: CPU threads of each process.
         repeat: rounds that count; one before them does not.
+        backend: medseg's, as for `infer`.
+        precision: medseg's, as for `infer`.
         progress: called before each run.
 
     Raises:
@@ -174,6 +180,8 @@ def benchmark_speed(
                     output=str(pipeline.output),
                     device=device,
                     threads=threads,
+                    backend=backend,
+                    precision=precision,
                 )
                 answer = _ask(request)
                 if answer.run is None and pipeline.engine == "medseg":
@@ -195,6 +203,8 @@ def benchmark_speed(
             load=load,
             bundle=BundleEntry(name=bundle.name, sha256=bundle.sha256),
             image=ImageEntry(shape=labels.shape, spacing=(x, y, z), sha256=_sha256(scans)),
+            backend=last.backend,
+            precision=last.precision,
             windows=last.windows,
             windows_evaluated=last.windows_evaluated,
             windows_reused=last.windows - last.windows_evaluated,

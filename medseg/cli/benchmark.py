@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -67,6 +67,13 @@ def speed(
     device: Device = "cpu",
     threads: Threads = 0,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds that count; one before them does not.")] = 3,
+    backend: Annotated[
+        Literal["auto", "eager", "onnxruntime", "openvino"],
+        typer.Option(help="Of medseg. eager computes as the others do; auto: what medseg infer takes."),
+    ] = "eager",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], typer.Option(help="Of medseg, as for medseg infer.")
+    ] = "auto",
     json_: Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -121,6 +128,8 @@ def speed(
             device=device,
             threads=threads or cores(),
             repeat=repeat,
+            backend=backend,
+            precision=precision,
             progress=say,
         )
     if target is not None:
@@ -319,6 +328,7 @@ def _print_speed(report: SpeedReport) -> None:
     shape, voxel = ("x".join(f"{value:g}" for value in row) for row in (report.image.shape, report.image.spacing))
     print(f"{report.bundle.name} on {shape} voxels of {voxel} mm, {report.windows} windows")
     print(f"{report.device}, threads: {report.threads}, {report.cpu}, load {report.load}, torch {report.torch}")
+    print(f"medseg's network by {report.backend}, {report.precision}; the others' by PyTorch, float32")
     on_gpu = report.median.peak_gpu_mib is not None
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column(f"median of {len(report.runs)}", no_wrap=True)

@@ -43,9 +43,14 @@ def test_monai_gives_medsegs_labels_with_the_same_bundle_and_both_count_the_same
         (quant_bundle(5, (32, 32, 32)), tmp_path / "ct.nii.gz"),
     ):
         found, seen = [], []
-        for run in (run_medseg, run_monai):
+        for name in ("medseg", "monai"):
             meter, clock, output = Meter(), NetworkClock(), tmp_path / "out.nii.gz"
-            windows = run(bundle, [scan], output, CPU, meter, clock)
+            measured = (bundle, [scan], output, CPU, meter, clock)
+            if name == "medseg":
+                windows, used = run_medseg(*measured, backend="eager", precision="auto")
+                assert (used.name, used.precision) == ("eager", "fp32")
+            else:
+                windows = run_monai(*measured)
             seen.append((windows, clock.windows))
             assert {"read", "preprocess", "network", "restore", "write"} <= set(meter.cpu_s)
             assert 0 < clock.cpu_s <= sum(meter.cpu_s.values())
@@ -84,6 +89,9 @@ def test_report_holds_every_pipelines_runs_ratios_and_agreement_and_names_one_th
     assert monai["agreement"]["changed"] <= 1e-4
     assert monai["agreement"]["classes"] >= 2
     (run,) = found["runs"]
+    assert (found["backend"], found["precision"]) == ("eager", "fp32")
+    assert run["net_cpu_s"] > 0
+    assert found["windows_evaluated"] > 0
     assert run["cpu_s"] == pytest.approx(sum(run["steps"].values()))
     assert run["overhead_cpu_s"] == pytest.approx(run["cpu_s"] - run["net_cpu_s"])
     assert run["peak_rss_mib"] - run["import_rss_mib"] == pytest.approx(run["above_imports_mib"])

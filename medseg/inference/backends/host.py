@@ -117,9 +117,12 @@ class HostNetwork:
 
     Attributes:
         method: what computes the network now.
+        cpu_s: CPU seconds that windows have taken so far, all threads together.
+        seen: windows so far.
     """
 
     def __init__(self, bundle: Bundle, backend: str, precision: str) -> None:
+        self.cpu_s, self.seen = 0.0, 0
         self._warnings: list[str] = []
         self._bundle, self._threads = bundle, torch.get_num_threads()
         self._network: nn.Module | None = None
@@ -152,6 +155,13 @@ class HostNetwork:
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Logits (B, K, ...) of windows."""
+        begin = time.process_time()
+        logits = self._logits(batch)
+        self.cpu_s += time.process_time() - begin
+        self.seen += len(batch)
+        return logits
+
+    def _logits(self, batch: Tensor) -> Tensor:
         if self._session is not None:
             return self._session(batch)
         logits, seconds = self._timed(batch)
