@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import distributed, multiprocessing
@@ -143,9 +145,20 @@ def _rank(number: int, job: Job, meeting: _Meeting) -> None:
             meeting.said.put(("end", end))
     except Interrupted as err:
         meeting.said.put(("stopped", err.number))
+        _leave(0)
     except MedsegError as err:
         meeting.said.put(("error", err))
-        raise SystemExit(err.exit_code) from None
+        _leave(err.exit_code)
+
+
+def _leave(status: int) -> NoReturn:
+    """End this process without taking the network apart.
+
+    The error's traceback still holds it, and when it goes, gloo's thread can wait for Python's lock while Python waits
+    for the thread.
+    """
+    sys.stderr.flush()
+    os._exit(status)
 
 
 @contextlib.contextmanager
