@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from medseg.bundles.locate import DEFAULT_BUNDLE
+from medseg.cli.options import Backend, Bundles, Device, Flips, Overlap, Precision, Weights
 from medseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,31 +34,13 @@ def batch(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results; made if it is not there.")],
     *,
-    bundle: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-b",
-            "--bundle",
-            help="Bundle: a name of medseg bundles list, or a folder; several are averaged.",
-            show_default=DEFAULT_BUNDLE,
-        ),
-    ] = None,
-    weight: Annotated[
-        list[float] | None, typer.Option("--weight", help="Weight of each of several bundles, in their order.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    backend: Annotated[
-        Literal["auto", "eager", "onnxruntime", "openvino"],
-        typer.Option(help="What computes the network on the CPU; auto: the fastest that the bundle is cleared for."),
-    ] = "auto",
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
-        typer.Option(help="auto: float32 on the CPU unless the bundle is cleared for bf16."),
-    ] = "auto",
-    overlap: Annotated[
-        float | None, typer.Option(help="Share that neighbouring windows have in common, 0 to below 1.")
-    ] = None,
-    tta: Annotated[bool, typer.Option("--tta", help="Average over the flips that the bundle allows; slower.")] = False,
+    bundle: Bundles = None,
+    weight: Weights = None,
+    device: Device = "auto",
+    backend: Backend = "auto",
+    precision: Precision = "auto",
+    overlap: Overlap = None,
+    tta: Flips = False,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write the probability of each class.")
     ] = False,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from medseg.bundles.locate import DEFAULT_BUNDLE
+from medseg.cli.options import Device
 from medseg.errors import InputError, PartialError, UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ app = typer.Typer(help="Measure: speed beside other pipelines, accuracy of bundl
 _BASELINES = ("monai", "nnunet")
 
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads of each process; 0: all cores.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print the result and errors only.")]
 
