@@ -57,13 +57,31 @@ class JobQueue:
         self._wake.set()
         self._thread.join()
 
-    def submit(self, case_id: str, bundle: str, *, by: User, device: str = "auto", force: bool = False) -> Job:
+    def submit(
+        self,
+        case_id: str,
+        bundle: str,
+        *,
+        by: User,
+        device: str = "auto",
+        force: bool = False,
+        uncertainty: bool = False,
+    ) -> Job:
         """Queue a run of a bundle.
+
+        Args:
+            case_id: the case.
+            bundle: its name or folder.
+            by: who asks.
+            device: see `medseg.inference.run.infer`.
+            force: go on with a scan that is not what the bundle was trained on.
+            uncertainty: also keep how sure each voxel is.
 
         Raises:
             UsageError: the queue is full. InputError: no such case. PermissionError: a reader may not.
         """
-        job = self._store.add_job(case_id, bundle, {"device": device, "force": force}, most=MOST_WAITING, by=by)
+        options = {"device": device, "force": force, "uncertainty": uncertainty}
+        job = self._store.add_job(case_id, bundle, options, most=MOST_WAITING, by=by)
         self._wake.set()
         return job
 
@@ -134,6 +152,7 @@ class JobQueue:
             bundle=job.bundle,
             device=job.options.get("device", "auto"),
             force=bool(job.options.get("force")),
+            uncertainty=bool(job.options.get("uncertainty")),
             progress=progress,
         )
         record = result.record
@@ -147,6 +166,7 @@ class JobQueue:
             record=record.model_dump(mode="json"),
             runtime_s=sum(record.seconds.values()),
             device=record.device,
+            uncertainty=result.uncertainty,
             by=by,
         )
         return prediction.id

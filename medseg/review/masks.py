@@ -20,7 +20,7 @@ from medseg.evaluation.volumes import label_boxes, voxel_volume_ml
 from medseg.io.geometry import AxisOrder, spacing, world
 from medseg.io.read import read_labels
 from medseg.io.volume import Source, Volume
-from medseg.io.write import write_labels
+from medseg.io.write import OutputSet, write_labels
 
 SCREEN_VALUES = 255
 """How many labels a drawing of the viewer can hold."""
@@ -163,6 +163,17 @@ def write_mask(path: Path, labels: NDArray[np.integer], grid: Path, values: Iter
     """
     write_labels(path, labels, _grid_volume(grid), names=dict.fromkeys(values, ""))
     return sha256_of(path)
+
+
+def write_map(path: Path, values: NDArray[np.floating], grid: Path) -> Path:
+    """Write a map (X, Y, Z) of values in [0, 1], such as an uncertainty, beside a grid file, never over another one.
+
+    Raises:
+        OutputError: it exists or cannot be written; nothing is left behind.
+        InputError: the grid cannot be read.
+    """
+    with OutputSet() as files:
+        return files.add_fractions(path, values, _grid_volume(grid))
 
 
 def sha256_of(path: Path) -> str:

@@ -15,9 +15,7 @@ from medseg.evaluation.volumes import label_statistics
 from medseg.io.read import read_volume
 from medseg.report.preview import render_preview
 from medseg.review.masks import Lesion, Overlap, compare, lesions, read_mask
-from medseg.review.store.repo import Store
-
-BANNER = "Research use only. Not a medical device."
+from medseg.review.store.repo import BANNER, Store
 
 _STRUCTURES = ("value", "name", "voxels", "volume_ml", "components")
 _LESIONS = ("number", "name", "voxels", "volume_ml", "axial_diameter_mm")

@@ -18,18 +18,22 @@ from medseg.batch.journal import Journal
 from medseg.batch.worker import labels_path
 from medseg.errors import InputError, MedsegError
 from medseg.inference.record import Record
+from medseg.io.archive import is_archive
 from medseg.io.files import split_suffix
 from medseg.io.geometry import corner_shift, spacing
 from medseg.io.read import GRID_TOLERANCE, read_labels, read_volume
 from medseg.io.volume import Volume
-from medseg.io.write import OutputSet
+from medseg.io.write import NIFTI_SUFFIXES, OutputSet
 from medseg.report.palette import label_colours
-from medseg.review.masks import screen_values, sha256_of, write_grid, write_mask
+from medseg.review.masks import screen_values, sha256_of, write_grid, write_map, write_mask
 from medseg.review.saving import adopt
 from medseg.review.store.models import Case, Label, Prediction, User, new_id
 from medseg.review.store.repo import Store
 
 log = logging.getLogger(__name__)
+
+EXPORTS = "exports"
+"""Folder inside the data folder for data sets that the page exports."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +51,41 @@ class Import:
     problems: tuple[str, ...]
 
 
-def import_folder(store: Store, folder: Path, *, by: User, recursive: bool = False) -> Import:
+def import_folder(
+    store: Store, folder: Path, *, by: User, recursive: bool = False, references: Path | None = None
+) -> Import:
     """Add the scans of a folder, with the segmentations ``<name>_seg.nii.gz`` that lie beside them.
 
-    Scans stay where they are; what is no NIfTI volume of one channel is converted into the data folder.
+    Scans stay where they are; what is no NIfTI volume of one channel is converted into the data folder. When the folder
+    is the data folder itself, what the store keeps in it is left out.
+
+    Args:
+        store: the store.
+        folder: with scans.
+        by: who imports.
+        recursive: search its subfolders too.
+        references: folder of label maps to compare with, each named as its scan: labelsTr beside imagesTr.
 
     Raises:
         InputError: no folder, or no scan in it. PermissionError: a reader may not.
     """
     found = find_cases([folder], recursive=recursive)
-    scans = {case.name: case.scans for case in found.cases}
+    own = {store.folder / case for case in (row.case.id for row in store.worklist())} | {store.folder / EXPORTS}
+    scans = {case.name: case.scans for case in found.cases if own.isdisjoint((case.scans[0], *case.scans[0].parents))}
     results = {name: Path(labels_path(folder, name)) for name in scans}
-    return _import(store, scans, results, by=by)
+    made = _import(store, scans, results, by=by)
+    if references is None:
+        return made
+    problems = list(made.problems)
+    for case_id in made.added:
+        name = store.case(case_id).name
+        file = next((path for suffix in NIFTI_SUFFIXES if (path := references / (name + suffix)).is_file()), None)
+        try:
+            if file is not None:
+                add_reference(store, case_id, file, by=by)
+        except MedsegError as error:
+            problems.append(f"{name}: {error.problem}")
+    return Import(made.added, made.known, tuple(problems))
 
 
 def import_batch(store: Store, output: Path, scans: Sequence[Path], *, channels: int = 1, by: User) -> Import:
@@ -108,7 +135,8 @@ def add_scan(store: Store, scans: Sequence[Path], *, name: str, by: User, copy: 
         scans: one file or folder, or one for each channel; the first is shown.
         name: pseudonym.
         by: who adds it.
-        copy: also copy a NIfTI file into the data folder, without the identity that its header may hold.
+        copy: also copy the scan into the data folder: a NIfTI file without the identity that its header may hold,
+            DICOM as it is, beside an image without identity.
 
     Raises:
         InputError, MemoryBudgetError: as `read_volume`; nothing is left behind.
@@ -127,9 +155,11 @@ def add_scan(store: Store, scans: Sequence[Path], *, name: str, by: User, copy: 
             image, sha256 = scans[0].absolute(), volume.source.sha256
         grid = write_grid(folder / "grid.nii.gz", volume)
         sources = [scan.absolute() for scan in scans]
-        if copy:
-            sources = [image if len(volume.data) == 1 else _convert(folder / "source.nii.gz", volume, channels=True)]
         dicom = volume.source.dicom
+        if copy and dicom is not None:  # DICOM SEG and RTSTRUCT refer to the images, and copy the patient from them
+            sources = [_keep(scans[0], folder)]
+        elif copy:
+            sources = [image if len(volume.data) == 1 else _convert(folder / "source.nii.gz", volume, channels=True)]
         return store.add_case(
             case_id,
             name=name,
@@ -158,6 +188,7 @@ def add_result(
     record: Mapping[str, Any] | None = None,
     runtime_s: float | None = None,
     device: str = "",
+    uncertainty: np.ndarray[Any, np.dtype[np.floating]] | None = None,
     by: User,
 ) -> Prediction:
     """Keep a model's label map; the first one of a case gives it its label table and its first version.
@@ -172,6 +203,7 @@ def add_result(
         record: of the run.
         runtime_s: seconds that it took.
         device: on which it ran.
+        uncertainty: entropy (X, Y, Z) of each voxel, 0 (sure) to 1.
         by: who asked for it.
 
     Raises:
@@ -181,7 +213,12 @@ def add_result(
     shown = {value: name for value, name in names.items() if value != 0}
     prediction_id = new_id()
     path = store.folder / case_id / f"prediction_{prediction_id}.nii.gz"
-    sha256 = write_mask(path, labels, store.file(case.grid_path), shown)
+    grid = store.file(case.grid_path)
+    sha256 = write_mask(path, labels, grid, shown)
+    unsure = None
+    if uncertainty is not None:
+        unsure = path.with_name(f"uncertainty_{prediction_id}.nii.gz")
+        write_map(unsure, uncertainty, grid)
     prediction = Prediction(
         id=prediction_id,
         case_id=case_id,
@@ -193,10 +230,28 @@ def add_result(
         runtime_s=runtime_s,
         device=device,
     )
-    store.add_prediction(prediction, mask=path, uncertainty=None, by=by)
+    store.add_prediction(prediction, mask=path, uncertainty=unsure, by=by)
     if store.set_labels(case_id, label_table(case_id, shown), by=by) and case.revision == 0:
         adopt(store, prediction_id, base_revision=0, by=by)
     return prediction
+
+
+def add_reference(store: Store, case_id: str, file: Path, *, by: User) -> None:
+    """Give a case a reference label map to compare with; a copy on the image's grid is kept.
+
+    Raises:
+        InputError: no such case, or a file that is no label map on the image's grid.
+        OutputError: it cannot be written. PermissionError: a reader may not.
+    """
+    case = store.case(case_id)
+    labels = _on_grid(store, case, file)
+    path = store.folder / case_id / f"reference_{new_id()}.nii.gz"
+    sha256 = write_mask(path, labels, store.file(case.grid_path), ())
+    try:
+        store.set_reference(case_id, path, sha256, by=by)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def label_table(case_id: str, names: Mapping[int, str]) -> list[Label]:
@@ -242,11 +297,7 @@ def _add_file(store: Store, case: Case, mask: Path, *, by: User) -> None:
     """
     if not mask.exists():
         return
-    labels, affine = read_labels(mask)
-    _, grid = read_labels(store.file(case.grid_path))
-    near = GRID_TOLERANCE * float(spacing(grid).min())
-    if labels.shape != tuple(case.shape) or corner_shift(labels.shape, grid, affine) > near:
-        raise InputError(mask, "not on the scan's grid", "run the model again")
+    labels = _on_grid(store, case, mask)
     record = _record(mask.with_name(split_suffix(mask)[0] + ".json"))
     found = sorted({int(value) for value in np.unique(labels)} - {0})
     names = {value: f"label {value}" for value in found}
@@ -264,8 +315,39 @@ def _add_file(store: Store, case: Case, mask: Path, *, by: User) -> None:
         record=record.model_dump(mode="json"),
         runtime_s=sum(record.seconds.values()),
         device=record.device,
+        uncertainty=_uncertainty(mask, labels.shape),
         by=by,
     )
+
+
+def _uncertainty(mask: Path, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.floating]] | None:
+    """The map of entropy that `medseg batch` wrote beside a segmentation; None without one.
+
+    Raises:
+        InputError: it cannot be read, or has another shape.
+    """
+    file = mask.with_name(f"{split_suffix(mask)[0]}_uncertainty.nii.gz")
+    if not file.exists():
+        return None
+    found = read_volume(file)
+    if found.data.shape != (1, *shape):
+        raise InputError(file, "not on the scan's grid", "run the model again")
+    values: np.ndarray[Any, np.dtype[np.floating]] = found.data[0]
+    return values
+
+
+def _on_grid(store: Store, case: Case, file: Path) -> np.ndarray[Any, np.dtype[np.integer]]:
+    """A label map (X, Y, Z) that lies on a case's grid.
+
+    Raises:
+        InputError: it does not, or cannot be read.
+    """
+    labels, affine = read_labels(file)
+    _, grid = read_labels(store.file(case.grid_path))
+    near = GRID_TOLERANCE * float(spacing(grid).min())
+    if labels.shape != tuple(case.shape) or corner_shift(labels.shape, grid, affine) > near:
+        raise InputError(file, "not on the scan's grid", "run the model again, or give the label map of this scan")
+    return labels
 
 
 def _record(path: Path) -> Record | None:
@@ -274,6 +356,16 @@ def _record(path: Path) -> Record | None:
         return Record.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError):
         return None
+
+
+def _keep(upload: Path, folder: Path) -> Path:
+    """Copy an uploaded DICOM archive, file or folder into a case's folder; nothing of it is ever served."""
+    if upload.is_dir():
+        return Path(shutil.copytree(upload, folder / "dicom"))
+    kept = folder / ("dicom.zip" if is_archive(upload) else "dicom.dcm")
+    shutil.copyfile(upload, kept)
+    kept.chmod(0o600)
+    return kept
 
 
 def _convert(path: Path, volume: Volume, *, channels: bool = False) -> Path:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from medseg.errors import InputError, UsageError
 from medseg.review.store.models import Base, Label, Prediction, new_id
-from medseg.review.store.repo import Conflict, Saved, Store
+from medseg.review.store.repo import Conflict, Saved, Store, check_export
 from tests.review.conftest import add_case, new_mask
 
 
@@ -139,9 +139,17 @@ def test_a_line_changed_behind_the_databases_back_is_found_by_its_number(store: 
         store.note(anna, "exported", case_id=case, detail={"kind": "pdf"})
     before = store.check_trail()
     assert (before.lines, before.broken_at) == (5, None)
-    lines = [json.loads(line) for line in store.export_trail()]
-    assert [line["action"] for line in lines[2:]] == ["exported"] * 3
+    exported = list(store.export_trail())
+    lines = [json.loads(line) for line in exported]
+    assert "Research use only" in lines[0]["disclaimer"]
+    assert [line["action"] for line in lines[3:]] == ["exported"] * 3
     assert lines[-1]["hash"] == before.head
+    assert check_export(exported) == before
+    forged = [line.replace("pdf", "csv") if number == 4 else line for number, line in enumerate(exported)]
+    assert check_export(forged).broken_at == 4
+    assert check_export([*exported[:2], *exported[3:]]).broken_at == 2
+    with pytest.raises(InputError, match="not lines of an exported trail"):
+        check_export(["[1]\n"])
     with store.engine.begin() as connection:  # as somebody who owns the database could
         if connection.dialect.name == "postgresql":
             connection.execute(text("ALTER TABLE audit DISABLE TRIGGER ALL"))

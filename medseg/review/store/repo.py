@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,9 @@ from medseg.review.store.models import (
 
 Row = TypeVar("Row", bound=Base)
 
+BANNER = "Research use only. Not a medical device."
+"""On every page and in every export."""
+
 GENESIS = "0" * 64
 """`Audit.prev_hash` of the first line."""
 
@@ -47,6 +50,7 @@ UNREVIEWED: tuple[State, ...] = ("new", "in review")
 _RANK: Mapping[str, int] = {"reader": 0, "reviewer": 1, "admin": 2}
 _CHAIN_LOCK = 0x6D656175
 _TRAIL_PAGE = 1000
+_COVERED = ("at", "user", "action", "case", "revision", "detail")
 
 
 @dataclass(frozen=True)
@@ -259,6 +263,18 @@ class Store:
         found: list[Case] = self._all(query.limit(1))
         return found[0] if found else None
 
+    def set_reference(self, case_id: str, file: Path, sha256: str, *, by: User) -> None:
+        """Name a case's reference label map; the file is there already, an earlier one stays on disk.
+
+        Raises:
+            PermissionError: a reader may not. InputError: no such case.
+        """
+        with self._writing() as session:
+            _allow(session, by, "reviewer")
+            case = _found(session.get(Case, case_id), "case")
+            case.reference_path = self._stored(file)
+            _log(session, by.id, "reference_set", case_id, case.revision, {"sha256": sha256})
+
     def assign(self, case_id: str, user_id: str | None, *, by: User) -> None:
         """Give a case to somebody, or to nobody.
 
@@ -381,6 +397,20 @@ class Store:
         """The case's predictions, newest first."""
         query = select(Prediction).where(Prediction.case_id == case_id)
         return self._all(query.order_by(Prediction.created_at.desc(), Prediction.id))
+
+    def origin(self, case_id: str, revision: int) -> Prediction | None:
+        """The prediction that a version was made from, by however many corrections; None for one drawn by hand.
+
+        Raises:
+            InputError: no such version.
+        """
+        versions = {version.revision: version for version in self.versions(case_id)}
+        while revision > 0:
+            version = _found(versions.get(revision), "version")
+            if version.prediction_id is not None:
+                return self.prediction(version.prediction_id)
+            revision = version.base_revision if version.restored_from is None else version.restored_from
+        return None
 
     # --- versions -------------------------------------------------------------------------------------------------
 
@@ -678,7 +708,12 @@ class Store:
         return TrailCheck(lines, head, broken)
 
     def export_trail(self) -> Iterator[str]:
-        """The audit trail as JSON lines, each with what its hash covers, so that others can check it too."""
+        """The audit trail as JSON lines, each with what its hash covers, so that others can check it too.
+
+        The first line introduces the file. SHA-256 of the text of `prev_hash`, followed by the JSON object of at, user,
+        action, case, revision and detail with sorted keys and no spaces, is `hash`; see `check_export`.
+        """
+        yield json.dumps({"disclaimer": BANNER, "exported": now().isoformat(timespec="seconds")}) + "\n"
         for line in self.trail():
             covered = json.loads(_canonical(line))
             yield json.dumps({"id": line.id, **covered, "prev_hash": line.prev_hash, "hash": line.hash}) + "\n"
@@ -702,6 +737,32 @@ class Store:
     def _stored(self, path: Path) -> str:
         path = path.absolute()
         return str(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path)
+
+
+def check_export(lines: Iterable[str]) -> TrailCheck:
+    """Follow the hashes of an exported trail, as anybody can who holds the file alone.
+
+    Args:
+        lines: of `Store.export_trail`; those without a hash introduce the file and are passed over.
+
+    Raises:
+        InputError: not such lines.
+    """
+    head, count, broken = GENESIS, 0, None
+    try:
+        for text_ in lines:
+            line: dict[str, Any] = dict(json.loads(text_))
+            if "hash" not in line:
+                continue
+            count += 1
+            told = json.dumps({key: line[key] for key in _COVERED}, sort_keys=True, separators=(",", ":"))
+            follows = hashlib.sha256((head + told).encode()).hexdigest()
+            if broken is None and (line["prev_hash"], line["hash"]) != (head, follows):
+                broken = count
+            head = line["hash"]
+    except (ValueError, KeyError, TypeError) as err:
+        raise InputError("audit trail", "not lines of an exported trail", "export it again") from err
+    return TrailCheck(count, head, broken)
 
 
 def _found(row: Row | None, kind: str) -> Row:
