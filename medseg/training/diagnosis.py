@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import itertools
 import logging
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,12 +13,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from medseg.bundles.spec import BundleSpec, ScaleIntensityRange, Suitability
 from medseg.bundles.write import write_configs
-from medseg.checkpoints.load import load_pretrained
-from medseg.errors import InputError, Interrupted, OutputError, UsageError
+from medseg.errors import InputError, OutputError, UsageError
 from medseg.evaluation.classification import balanced_accuracy, confusion_matrix
 from medseg.evaluation.dice import dice
 from medseg.inference.diagnosis import LESION, ORGAN, PatientData, centre_of, diagnose, roi_at
@@ -32,7 +28,7 @@ from medseg.training.config import TrainingConfig
 from medseg.training.dataset import CaseFiles, Dataset
 from medseg.training.diagnosis_losses import DiagnosisLoss, class_weights
 from medseg.training.job import weights_file
-from medseg.training.loop import Progress, learning_rate, save_tensors, stop_signals
+from medseg.training.loop import Progress, Trainer
 from medseg.training.patients import Patient, frequencies, leave_out, read_classes, read_patients
 
 log = logging.getLogger(__name__)
@@ -43,7 +39,6 @@ _WINDOW_HU, _ZERO_HU, _UNIT_HU = (-150.0, 400.0), 60.0, 90.0
 _SHIFT_VOXELS = 3
 _GAIN, _OFFSET = 0.08, 0.08
 _CLASSIFICATION_WEIGHT = 2.0  # with 1 the type of lesion is learned much later than its place
-_SAVE_SECONDS = 120.0
 
 Report = Callable[[str, int, int], None]
 
@@ -65,21 +60,6 @@ class PatientCase:
     label: Tensor
     centre: tuple[int, int, int]
     patient: Patient
-
-
-@dataclass
-class Standing(Progress):
-    """Where a run stands, with what its last validation found.
-
-    Attributes:
-        accuracy: share of the held-out patients that were named rightly.
-        balanced_accuracy: mean of the classes' own shares.
-        accuracy_without_metadata: with age and sex unknown.
-    """
-
-    accuracy: float = math.nan
-    balanced_accuracy: float = math.nan
-    accuracy_without_metadata: float = math.nan
 
 
 def derive_spec(config: TrainingConfig, dataset: Dataset, classes: int) -> BundleSpec:
@@ -170,170 +150,61 @@ def sample(cases: Sequence[PatientCase], spec: BundleSpec, seed: int, number: in
     }
 
 
-class DiagnosisTrainer:
-    """One run in one folder.
+class DiagnosisTrainer(Trainer[PatientCase]):
+    """See `Trainer`.
 
     Args:
-        config: the settings.
-        spec: see `derive_spec`.
-        weights: of the classes in the loss.
-        output: folder of the run; gets models/model.pt (best average weights), last.pt and metrics.csv.
-        device: where the network trains.
+        weights: (classes,) of the classes in the loss.
     """
 
     def __init__(
         self, config: TrainingConfig, spec: BundleSpec, weights: Tensor, output: Path, device: torch.device
     ) -> None:
-        self.config, self.spec, self.output, self.device = config, spec, output, device
-        torch.manual_seed(config.seed)
-        self.network = MDPFormer(**spec.network_args).to(device)
-        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))  # type: ignore[no-untyped-call]
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        self.loss = DiagnosisLoss(weights, classification=_CLASSIFICATION_WEIGHT).to(device)
-        self.standing = Standing()
-        self._names = {ORGAN: spec.labels[ORGAN], LESION: spec.labels[LESION]}
+        super().__init__(config, spec, output, device)
+        self._loss = DiagnosisLoss(weights, classification=_CLASSIFICATION_WEIGHT).to(device)
 
-    def start_from(self, weights: Path) -> None:
-        """Take what fits of another run's weights, e.g. of an S-path trained alone.
+    def feed(self, cases: Sequence[PatientCase]) -> Iterator[dict[str, Tensor]]:
+        """Regions as `sample` gives them, stacked."""
+        size = self.config.batch_size
+        for step in itertools.count(self.progress.step):
+            regions = [sample(cases, self.spec, self.config.seed, step * size + number) for number in range(size)]
+            yield {key: torch.stack([region[key] for region in regions]) for key in regions[0]}
 
-        Raises:
-            BundleError: it cannot be read, or holds nothing for this network.
-        """
-        report = load_pretrained(self.network, weights)
-        self.average.module.load_state_dict(self.network.state_dict())
-        log.info("start: %s", report)
-
-    def resume(self) -> None:
-        """Go on from last.pt."""
-        state = torch.load(self.output / "last.pt", map_location=self.device, weights_only=True)  # noqa: TID251
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"].cpu())
-        self.standing = Standing(**state["standing"])
-
-    def run(
-        self,
-        training: Sequence[PatientCase],
-        held_out: Sequence[PatientCase],
-        report: Callable[[Progress, float], None] | None = None,
-    ) -> Standing:
-        """Train to the end of the schedule, or until SIGINT or SIGTERM, saving either way.
-
-        Args:
-            training: patients to learn from.
-            held_out: patients that choose the best weights; without any the last average is the best.
-            report: called after each step with the progress and the share done.
-        """
-        standing = self.standing
-        saved = validated = standing.seconds
-        with stop_signals() as stopped:
-            while standing.fraction(self.config) < 1 and not stopped:
-                begin = time.monotonic()
-                first = standing.step * self.config.batch_size
-                numbers = range(first, first + self.config.batch_size)
-                regions = [sample(training, self.spec, self.config.seed, number) for number in numbers]
-                loss = self._step({key: torch.stack([region[key] for region in regions]) for key in regions[0]})
-                standing.step += 1
-                share = max(0.02, 1 / standing.step)
-                standing.loss = loss if math.isnan(standing.loss) else (1 - share) * standing.loss + share * loss
-                standing.seconds += time.monotonic() - begin
-                if report is not None:
-                    report(standing, standing.fraction(self.config))
-                if standing.seconds - validated > 60 * self.config.validate_minutes:
-                    validated = standing.seconds
-                    self._validate(held_out)
-                if standing.seconds - saved > _SAVE_SECONDS:
-                    saved = standing.seconds
-                    self._save()
-            if not stopped:
-                self._validate(held_out)
-            self._save()
-        if stopped:
-            raise Interrupted(stopped[0])
-        return standing
-
-    def _step(self, batch: dict[str, Tensor]) -> float:
-        self.network.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.standing)
+    def loss(self, network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Of the segmentation, the class and its evidence."""
         given = {key: value.to(self.device) for key, value in batch.items()}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            found = self.network(given["image"], given["age"], given["sex"], given["phases"])
-        loss: Tensor = self.loss(found, given["label"], given["target"])
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise InputError(self.output, f"the loss is {value} at step {self.standing.step}", "lower --learning-rate")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip or math.inf)
-        self.optimizer.step()
-        self.average.update_parameters(self.network)
-        return value
+        image = given["image"].to(memory_format=self.layout)
+        with self.autocast():
+            found = network(image, given["age"], given["sex"], given["phases"])
+        loss: Tensor = self._loss(found, given["label"], given["target"])
+        return loss
 
-    def _validate(self, cases: Sequence[PatientCase]) -> None:
-        network = cast("MDPFormer", self.average.module.eval())
-        overlap: dict[int, list[float]] = {value: [] for value in self._names}
+    def judge(self, network: nn.Module, cases: Sequence[PatientCase]) -> float:
+        """Mean of Dice and accuracy; accuracy also with age and sex unknown."""
+        names = {value: self.spec.labels[value] for value in (ORGAN, LESION)}
+        overlap: dict[int, list[float]] = {value: [] for value in names}
         named, blind = [], []
         for case in cases:
             told = PatientData(case.patient.age, case.patient.sex)
-            found = diagnose(case.image.float(), network, self.spec, told, self.device)
+            found = diagnose(case.image.float(), cast("MDPFormer", network), self.spec, told, self.device)
             named.append(int(found.probabilities.argmax()))
             blind.append(int(found.without_metadata.argmax()))
             for value, scores in overlap.items():
                 score = dice(found.labels == value, case.label.numpy() == value)
                 if not math.isnan(score):
                     scores.append(score)
-        standing, score = self.standing, math.nan
-        if cases:
-            target = np.array([case.patient.target for case in cases])
-            standing.dice = {self._names[value]: float(np.mean(found)) for value, found in overlap.items() if found}
-            standing.accuracy = float((np.array(named) == target).mean())
-            standing.accuracy_without_metadata = float((np.array(blind) == target).mean())
-            classes = int(self.spec.network_args["patient_classes"])
-            standing.balanced_accuracy = balanced_accuracy(confusion_matrix(target, np.array(named), classes))
-            score = (sum(standing.dice.values()) / max(len(standing.dice), 1) + standing.accuracy) / 2
-        if not cases or math.isnan(standing.best) or score >= standing.best:
-            standing.best = score
-            folder = self.output / "models"
-            folder.mkdir(exist_ok=True)
-            save_tensors(folder / "model.pt", {"model": network.state_dict()})
-        self._log()
-
-    def _log(self) -> None:
-        standing = self.standing
-        row = {
-            "step": standing.step,
-            "minutes": round(standing.seconds / 60, 2),
-            "learning_rate": f"{learning_rate(self.config, standing):.3g}",
-            "loss": round(standing.loss, 4),
-            "accuracy": round(standing.accuracy, 4),
-            "balanced_accuracy": round(standing.balanced_accuracy, 4),
-            "accuracy_without_metadata": round(standing.accuracy_without_metadata, 4),
-            **{f"dice_{name}": round(standing.dice.get(name, math.nan), 4) for name in self._names.values()},
+        if not cases:
+            return math.nan
+        target = np.array([case.patient.target for case in cases])
+        classes = int(self.spec.network_args["patient_classes"])
+        accuracy = float((np.array(named) == target).mean())
+        self.progress.dice = {names[value]: float(np.mean(found)) for value, found in overlap.items() if found}
+        self.progress.scores = {
+            "accuracy": accuracy,
+            "balanced_accuracy": balanced_accuracy(confusion_matrix(target, np.array(named), classes)),
+            "accuracy_without_metadata": float((np.array(blind) == target).mean()),
         }
-        path = self.output / "metrics.csv"
-        fresh = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, fieldnames=list(row))
-            if fresh:
-                writer.writeheader()
-            writer.writerow(row)
-        log.info("validation %s", json.dumps(row))
-
-    def _save(self) -> None:
-        save_tensors(
-            self.output / "last.pt",
-            {
-                "network": self.network.state_dict(),
-                "average": self.average.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "random": torch.get_rng_state(),
-                "standing": vars(self.standing),
-            },
-        )
+        return (sum(self.progress.dice.values()) / max(len(self.progress.dice), 1) + accuracy) / 2
 
 
 def train_diagnosis(
@@ -371,7 +242,7 @@ def train_diagnosis(
     if resume:
         trainer.resume()
     elif config.weights is not None:
-        trainer.start_from(weights_file(config.weights))
+        log.info("start: %s", trainer.start_from(weights_file(config.weights)))
     cached = []
     for done, case in enumerate([*learn, *held_out], start=1):
         cached.append(cache_patient(case, patients[case.name], spec))

@@ -17,8 +17,9 @@ from medseg.errors import BundleError, UsageError
 from medseg.training.config import TrainingConfig
 from medseg.training.data import cache_cases
 from medseg.training.dataset import CaseFiles
-from medseg.training.loop import Progress, Trainer
+from medseg.training.loop import Progress
 from medseg.training.rank import ALONE, Rank
+from medseg.training.segmentation import SegmentationTrainer
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +83,8 @@ class Listeners:
 
 
 def train_cases(job: Job, device: torch.device, listeners: Listeners, rank: Rank = ALONE) -> Progress:
-    """Build or resume the network, read the cases, and train to the end; see `Trainer.run`."""
-    trainer = Trainer(job.config, job.spec, job.output, device, rank)
+    """Build or resume the network, read the cases, and train to the end; see `medseg.training.loop.Trainer.run`."""
+    trainer = SegmentationTrainer(job.config, job.spec, job.output, device, rank)
     if job.resume:
         trainer.resume()
     elif job.config.weights is not None:
@@ -119,7 +120,7 @@ def weights_file(name: str) -> Path:
     return found
 
 
-def _start(trainer: Trainer, config: TrainingConfig) -> Start:
+def _start(trainer: SegmentationTrainer, config: TrainingConfig) -> Start:
     name = str(config.weights)
     report = trainer.start_from(weights_file(name))
     if config.freeze_encoder and not trainer.frozen:

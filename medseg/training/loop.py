@@ -1,4 +1,4 @@
-"""The training loop: restartable at any moment, with a schedule by steps or by the clock."""
+"""The training loop of every network: restartable at any moment, with a schedule by steps or by the clock."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import math
 import os
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -26,19 +26,16 @@ from medseg.bundles.spec import BundleSpec
 from medseg.checkpoints.load import load_pretrained
 from medseg.checkpoints.state import PretrainedReport
 from medseg.errors import InputError, Interrupted
-from medseg.inference.export import paint_regions, strongest_class
-from medseg.inference.placement import Placement
-from medseg.inference.segment import logits_by_plane, plane_axis
 from medseg.networks.registry import create
-from medseg.training.augment import crop_transform, seeds
+from medseg.training.augment import seeds
 from medseg.training.config import TrainingConfig
-from medseg.training.data import CachedCase, CropStream, batches
-from medseg.training.losses import IGNORE, SegmentationLoss
 from medseg.training.rank import ALONE, Rank
 
 log = logging.getLogger(__name__)
 
 _SAVE_SECONDS = 120.0
+
+Case = TypeVar("Case")
 
 
 @dataclass
@@ -51,6 +48,7 @@ class Progress:
         best: highest mean Dice on the held-out cases, NaN before the first validation.
         loss: running mean of the training loss.
         dice: mean Dice of each label at the last validation.
+        scores: what else the last validation found, by name.
     """
 
     step: int = 0
@@ -58,6 +56,7 @@ class Progress:
     best: float = math.nan
     loss: float = math.nan
     dice: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
 
     def fraction(self, config: TrainingConfig) -> float:
         """Share of the run that is done, 0 to 1, by steps or by the clock, whichever is further."""
@@ -77,12 +76,12 @@ def learning_rate(config: TrainingConfig, progress: Progress) -> float:
     return config.learning_rate * decay * warm
 
 
-class Trainer:
-    """One training run in one folder.
+class Trainer(ABC, Generic[Case]):
+    """One training run in one folder; what is learned from which batches, and how it is judged, a subclass says.
 
     Args:
         config: the settings.
-        spec: preprocessing, window and labels; also what inference with the weights will use.
+        spec: network, preprocessing, window and labels; also what inference with the weights will use.
         output: folder of the run; gets models/model.pt (best average weights), last.pt and metrics.csv.
         device: where the network trains.
         rank: this process among those that train the network together.
@@ -99,11 +98,30 @@ class Trainer:
         self.network = network.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.average = AveragedModel(self.network, multi_avg_fn=_moving_average(config.ema_decay))
         self.optimizer = _optimizer(config, self.network)
-        self.loss = SegmentationLoss(config.loss, spec)
         self.progress = Progress()
         self.frozen: frozenset[str] = frozenset()
         self._still: list[nn.Module] = []
         self._own_random()
+
+    @abstractmethod
+    def feed(self, cases: Sequence[Case]) -> Iterator[dict[str, Tensor]]:
+        """Batches without end, from step `progress.step` on: the same ones in every run with the same seed."""
+
+    @abstractmethod
+    def loss(self, network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """The loss () of a batch of `feed`, with its graph."""
+
+    @abstractmethod
+    def judge(self, network: nn.Module, cases: Sequence[Case]) -> float:
+        """Put Dice and other scores of the held-out cases of all ranks into `progress`.
+
+        Returns:
+            What the best weights have most of, NaN without cases.
+        """
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the settings, for the forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def start_from(self, weights: Path) -> PretrainedReport:
         """Take what fits of a checkpoint, published or of this project, as the first weights.
@@ -137,8 +155,8 @@ class Trainer:
 
     def run(
         self,
-        training: Sequence[CachedCase],
-        held_out: Sequence[CachedCase],
+        training: Sequence[Case],
+        held_out: Sequence[Case],
         report: Callable[[Progress, float], None] | None = None,
     ) -> Progress:
         """Train to the end of the schedule, or until SIGINT or SIGTERM, saving either way.
@@ -149,14 +167,7 @@ class Trainer:
                 is the best.
             report: called after each step with the progress and the share done.
         """
-        stream = CropStream(training, self.spec, crop_transform(self.config, self.spec), self.config.seed)
-        feed = batches(
-            stream,
-            self.config.batch_size,
-            first_step=self.progress.step,
-            workers=self.config.workers,
-            rank=self.rank,
-        )
+        feed = self.feed(training)
         board = _tensorboard(self.output) if self.rank.leads else None
         saved = validated = self.progress.seconds
         joined, thaw = self._freeze()
@@ -208,11 +219,7 @@ class Trainer:
         rate = learning_rate(self.config, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        image = batch["image"].to(self.device, memory_format=self.layout)
-        label = batch["label"].to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            logits = joined(image)
-        loss: Tensor = self.loss(logits, label)
+        loss = self.loss(joined, batch)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise InputError(self.output, f"the loss is {value} at step {self.progress.step}", "lower --learning-rate")
@@ -224,39 +231,28 @@ class Trainer:
         self.average.update_parameters(self.network)
         return value
 
-    def _validate(self, cases: Sequence[CachedCase], board: Any) -> None:
+    def _validate(self, cases: Sequence[Case], board: Any) -> None:
         network = self.average.module.eval()
-        names = {value: name for value, name in self.spec.labels.items() if value > 0}
-        overlap: dict[int, list[float]] = {value: [] for value in names}
-        for case in cases:
-            labels, counted = predict(case.image, network, self.spec, self.device), case.label != IGNORE
-            for value in names:
-                found, wanted = (labels == value) & counted, case.label == value
-                size = int(found.sum()) + int(wanted.sum())
-                if size:
-                    overlap[value].append(2 * int((found & wanted).sum()) / size)
-        parts = self.rank.gather(overlap)
-        scores = {value: [score for part in parts for score in part[value]] for value in names}
-        dice = {names[value]: sum(found) / len(found) for value, found in scores.items() if found}
-        self.progress.dice = dice
+        score = self.judge(network, cases)
         if not self.rank.leads:
             return
-        mean = sum(dice.values()) / len(dice) if dice else math.nan
-        if not dice or math.isnan(self.progress.best) or mean >= self.progress.best:
-            self.progress.best = mean
+        if math.isnan(score) or math.isnan(self.progress.best) or score >= self.progress.best:
+            self.progress.best = score
             folder = self.output / "models"
             folder.mkdir(exist_ok=True)
             save_tensors(folder / "model.pt", {"model": network.state_dict()})
-        self._log(mean, board)
+        self._log(board)
 
-    def _log(self, mean: float, board: Any) -> None:
+    def _log(self, board: Any) -> None:
+        dice = self.progress.dice
         row: dict[str, Any] = {
             "step": self.progress.step,
             "minutes": round(self.progress.seconds / 60, 2),
             "learning_rate": f"{learning_rate(self.config, self.progress):.3g}",
             "loss": round(self.progress.loss, 4),
-            "mean_dice": round(mean, 4),
-            **{f"dice_{name}": round(value, 4) for name, value in self.progress.dice.items()},
+            "mean_dice": round(sum(dice.values()) / len(dice), 4) if dice else math.nan,
+            **{f"dice_{name}": round(value, 4) for name, value in dice.items()},
+            **{name: round(value, 4) for name, value in self.progress.scores.items()},
         }
         path = self.output / "metrics.csv"
         fresh = not path.exists()
@@ -267,7 +263,7 @@ class Trainer:
             writer.writerow(row)
         log.info("validation %s", json.dumps(row))
         if board is not None:
-            for key in ("loss", "mean_dice", *(key for key in row if key.startswith("dice_"))):
+            for key in list(row)[list(row).index("loss") :]:
                 board.add_scalar(key, row[key], self.progress.step)
             board.flush()
 
@@ -303,21 +299,6 @@ def _optimizer(config: TrainingConfig, network: nn.Module) -> torch.optim.Optimi
     if config.optimizer == "sgd":
         return torch.optim.SGD(network.parameters(), lr=rate, weight_decay=decay, momentum=0.9)
     return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay, eps=config.adam_epsilon)
-
-
-@torch.inference_mode()
-def predict(image: Tensor, network: nn.Module, spec: BundleSpec, device: torch.device) -> Tensor:
-    """Labels (X', Y', Z') of a preprocessed image on the model grid, by the engine."""
-    axis = plane_axis(image.shape[1:], spec)
-    planes = logits_by_plane(image, network, spec, Placement.on(device), axis=axis)
-    if spec.regions:
-        painted = []
-        for plane in planes:
-            labels = np.zeros(plane.shape[1:], dtype=np.uint8)
-            paint_regions(plane.sigmoid(), spec.regions, labels)
-            painted.append(torch.from_numpy(labels))
-        return torch.stack(painted, dim=axis)
-    return torch.stack([torch.from_numpy(strongest_class(plane.numpy())) for plane in planes], dim=axis)
 
 
 def save_tensors(path: Path, state: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
@@ -14,15 +13,12 @@ import numpy as np
 
 from medseg.errors import InputError
 from medseg.inference.diagnosis import PatientData
+from medseg.io.patients import PATIENTS
+from medseg.io.patients import read_patients as read_table
 from medseg.networks.mdpformer import UNKNOWN_SEX
 from medseg.training.config import TrainingConfig
 
 log = logging.getLogger(__name__)
-
-PATIENTS = "patients.csv"
-_COLUMNS = ("case", "age", "sex", "class")
-_SEXES = {"male": 0, "m": 0, "female": 1, "f": 1}
-_AGES = (0.0, 120.0)
 
 # Chances of leaving out, for one patient at one step. Age and sex together is a case of its own: dropped independently
 # they would hardly ever be unknown at once, and a network never sees what it is given at many hospitals.
@@ -74,51 +70,18 @@ def read_patients(root: Path, classes: Collection[str], cases: Collection[str]) 
         InputError: no such file, a column or a case is missing, a case stands there twice, or an unknown class.
     """
     path = root / PATIENTS
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            rows = list(reader)
-    except FileNotFoundError:
-        raise InputError(path, "no such file", "it holds case, age, sex and class of each patient") from None
-    except (OSError, ValueError, csv.Error) as err:
-        raise InputError(path, f"cannot be read as CSV ({err})", "restore the file") from err
-    missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
-    if missing:
-        raise InputError(path, f"no column {', '.join(missing)}", f"it needs {', '.join(_COLUMNS)}")
     numbers = {code: number for number, code in enumerate(classes)}
     found: dict[str, Patient] = {}
-    for row in rows:
-        if row["case"] in found:
-            raise InputError(path, f"{row['case']} stands there twice", "keep one row for each case")
-        if row["class"] not in numbers:
-            raise InputError(
-                path, f"class {row['class']!r} of {row['case']}", f"dataset.json names {', '.join(numbers)}"
-            )
-        found[row["case"]] = Patient(numbers[row["class"]], age_of(row["age"]), sex_of(row["sex"]))
+    for case, row in read_table(path, classes=True).items():
+        if row.code not in numbers:
+            raise InputError(path, f"class {row.code!r} of {case}", f"dataset.json names {', '.join(numbers)}")
+        for remark in row.remarks:
+            log.warning("%s", remark)
+        found[case] = Patient(numbers[row.code], row.age, row.sex)
     absent = [case for case in cases if case not in found]
     if absent:
         raise InputError(path, f"{len(absent)} cases have no row ({absent[0]}, ...)", "add them")
     return {case: found[case] for case in cases}
-
-
-def age_of(text: str | None) -> float:
-    """Years of an entry; NaN, with a warning in the log, where it is none."""
-    try:
-        age = float(text or "nan")
-    except ValueError:
-        age = math.inf
-    if math.isnan(age) or _AGES[0] <= age <= _AGES[1]:
-        return age
-    log.warning("an age is not between %g and %g years; taken as unknown", *_AGES)
-    return math.nan
-
-
-def sex_of(text: str | None) -> int:
-    """0 male, 1 female, 2 unknown of an entry; other words are unknown, with a warning in the log."""
-    word = (text or "").strip().lower()
-    if word not in _SEXES and word not in ("", "unknown"):
-        log.warning("a sex is neither male nor female; taken as unknown")
-    return _SEXES.get(word, UNKNOWN_SEX)
 
 
 def leave_out(random: np.random.Generator, patient: Patient, phases: int) -> PatientData:
