@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 from scipy.ndimage import label as connected_parts
-from torch import Tensor
+from torch import Tensor, nn
 
+from medseg.bundles.load import Bundle
 from medseg.bundles.spec import BundleSpec
 from medseg.networks.mdpformer import UNKNOWN_SEX, MDPFormer
 
@@ -105,17 +106,79 @@ def diagnose(
     flags = [] if centre else ["organ_not_found"]
     centre = centre or centre_of(np.ones(labels.shape, dtype=bool)) or (0, 0, 0)
 
+    known, blind = classify(image, centre, network, spec, replace(patient, phases=tuple((there > 0).tolist())), device)
+    voxel_ml = math.prod(spec.spacing or (1.0, 1.0, 1.0)) / 1000
+    organ_ml, lesion_ml = (voxel_ml * int((labels == value).sum()) for value in (ORGAN, LESION))
+    if disagree(known, lesion_ml):
+        flags.append("disagreement")
+    lesion = chances[LESION].numpy()
+    return PatientDiagnosis(known, blind, labels, lesion, organ_ml, lesion_ml, centre, tuple(flags))
+
+
+@torch.inference_mode()
+def classify(
+    image: Tensor,
+    centre: Sequence[int],
+    network: MDPFormer,
+    spec: BundleSpec,
+    patient: PatientData,
+    device: torch.device,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The probabilities of the classes (classes,): with all that is known, and with age and sex unknown.
+
+    Args:
+        image: (C, X', Y', Z'), preprocessed; what an absent phase holds has no effect.
+        centre: voxel (x, y, z) in the middle of the region that is looked at.
+        network: in eval mode, on `device`.
+        spec: its window is the region.
+        patient: age, sex, phases.
+        device: where the network lives.
+    """
+    there = torch.tensor(patient.phases or (True,) * len(image), dtype=torch.float32)
     region = roi_at(image, centre, spec.roi_size, spec.padding_value).to(device)
     ages, sexes = torch.tensor([patient.age, math.nan]), torch.tensor([patient.sex, UNKNOWN_SEX])
     found = network(region.expand(2, -1, -1, -1, -1), ages.to(device), sexes.to(device), there.expand(2, -1).to(device))
     known, blind = found.class_logits.float().softmax(dim=1).cpu().numpy()
-    voxel_ml = math.prod(spec.spacing or (1.0, 1.0, 1.0)) / 1000
-    organ_ml, lesion_ml = (voxel_ml * int((labels == value).sum()) for value in (ORGAN, LESION))
-    healthy = int(known.argmax()) == 0
-    if (healthy and lesion_ml > LESION_ML) or (not healthy and lesion_ml == 0):
-        flags.append("disagreement")
-    lesion = chances[LESION].numpy()
-    return PatientDiagnosis(known, blind, labels, lesion, organ_ml, lesion_ml, centre, tuple(flags))
+    return known, blind
+
+
+def disagree(probabilities: NDArray[np.floating], lesion_ml: float) -> bool:
+    """Whether segmentation and class contradict each other: a lesion in the healthy, or none in the ill."""
+    healthy = int(probabilities.argmax()) == 0
+    return (healthy and lesion_ml > LESION_ML) or (not healthy and lesion_ml == 0)
+
+
+def classes_of(bundle: Bundle) -> dict[str, str]:
+    """The classes of patients that a bundle tells apart, code to name, the one without a lesion first.
+
+    Empty for a bundle that segments only.
+    """
+    described = bundle.metadata.get("diagnosis")
+    classes = described.get("classes") if isinstance(described, dict) else None
+    wanted = bundle.spec.network_args.get("patient_classes")
+    if bundle.spec.network != "mdpformer" or not isinstance(classes, dict) or len(classes) != wanted:
+        return {}
+    return {str(code): str(name) for code, name in classes.items()}
+
+
+class SegmentingPath(nn.Module):
+    """The S-path of a network by itself, which windows of a whole scan are for.
+
+    Args:
+        network: whose S-path it is.
+
+    Shape:
+        (B, C, D, H, W) -> logits (B, K, D, H, W).
+    """
+
+    def __init__(self, network: MDPFormer) -> None:
+        super().__init__()
+        self.s_path = network.s_path
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of the segmentation."""
+        logits: Tensor = self.s_path(image)[0]
+        return logits
 
 
 def centre_of(mask: NDArray[np.bool_]) -> tuple[int, int, int] | None:

@@ -32,6 +32,7 @@ def read_volume(
     volume_index: int | None = None,
     series: str | None = None,
     fix_gantry_tilt: bool = False,
+    digest: hashlib._Hash | None = None,
 ) -> Volume:
     """Read a scan; the reader is chosen by the file's first bytes.
 
@@ -42,6 +43,7 @@ def read_volume(
         volume_index: take this one volume of (x, y, z, volumes), counted from 0.
         series: which DICOM series: its number in the list, its UID, or the beginning or end of it.
         fix_gantry_tilt: resample a sheared DICOM series to right angles instead of refusing it.
+        digest: SHA-256 of what was read before as a part of the same scan; it goes on with these files.
 
     Returns:
         The scan; data (C, X, Y, Z) float32, finite.
@@ -54,7 +56,7 @@ def read_volume(
     paths = [Path(path)] if isinstance(path, str | Path) else [Path(one) for one in path]
     if not paths:
         raise ValueError("at least one file is needed")
-    digest = hashlib.sha256()
+    digest = hashlib.sha256() if digest is None else digest
 
     def one_volume(one: Path, channels: int | None) -> Volume:
         reader = _reader(one)

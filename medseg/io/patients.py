@@ -1,0 +1,120 @@
+"""patients.csv: age, sex and, where it is known, the class of each case."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.errors import InputError, UsageError
+
+PATIENTS = "patients.csv"
+SEXES = ("male", "female", "unknown")
+"""A sex's number is its place."""
+
+AGES = (0.0, 120.0)
+_WORDS = {"": 2, "unknown": 2, "male": 0, "m": 0, "female": 1, "f": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class PatientFacts:
+    """What is known of a patient beside the scan: one row of patients.csv.
+
+    Attributes:
+        age: years, NaN unknown.
+        sex: 0 male, 1 female, 2 unknown.
+        code: of the class, "" unknown.
+        remarks: entries that are taken as unknown because they cannot be right, one sentence each.
+    """
+
+    age: float = math.nan
+    sex: int = 2
+    code: str = ""
+    remarks: tuple[str, ...] = ()
+
+
+def read_patients(path: Path, *, classes: bool = False) -> dict[str, PatientFacts]:
+    """Read the table; an unknown age or sex is left empty in it.
+
+    Args:
+        path: CSV, UTF-8, with the columns case, age, sex and perhaps class; others are ignored.
+        classes: the column class must be there.
+
+    Raises:
+        InputError: no such file, no table, a column is missing, or a case stands there twice.
+    """
+    columns = ("case", "age", "sex", "class") if classes else ("case", "age", "sex")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            lines = list(reader)
+    except FileNotFoundError:
+        raise InputError(path, "no such file", f"it holds {', '.join(columns)} of each patient") from None
+    except (OSError, ValueError, csv.Error) as err:
+        raise InputError(path, f"cannot be read as CSV ({err})", "restore the file") from err
+    missing = [column for column in columns if column not in (reader.fieldnames or ())]
+    if missing:
+        raise InputError(path, f"no column {', '.join(missing)}", f"it needs {', '.join(columns)}")
+    found: dict[str, PatientFacts] = {}
+    for line in lines:
+        case = (line["case"] or "").strip()
+        if case in found:
+            raise InputError(path, f"{case} stands there twice", "keep one row for each case")
+        age, sex = age_of(line["age"]), sex_of(line["sex"])
+        remarks = []
+        if age is None:
+            remarks.append(f"an age is not between {AGES[0]:g} and {AGES[1]:g} years; taken as unknown")
+        if sex is None:
+            remarks.append("a sex is neither male nor female; taken as unknown")
+        found[case] = PatientFacts(
+            math.nan if age is None else age, 2 if sex is None else sex, (line.get("class") or "").strip(), (*remarks,)
+        )
+    return found
+
+
+def facts_of(table: Path, *cases: str) -> PatientFacts:
+    """The row of a patient who goes by one of several names.
+
+    Args:
+        table: see `read_patients`.
+        cases: names, the likeliest first.
+
+    Raises:
+        InputError: as `read_patients`; or there is no such row.
+    """
+    rows = read_patients(table)
+    for case in cases:
+        if case in rows:
+            return rows[case]
+    raise InputError(table, f"no row for {cases[0]}", "add one; age and sex may be empty in it")
+
+
+def told_facts(age: float | None, sex: str | None) -> PatientFacts:
+    """What a user says of a patient; None: unknown.
+
+    Raises:
+        UsageError: an age outside 0 to 120 years, or another word for the sex.
+    """
+    if age is not None and not AGES[0] <= age <= AGES[1]:
+        raise UsageError(
+            "--age", f"{age:g} is not between {AGES[0]:g} and {AGES[1]:g} years", "leave it out if unknown"
+        )
+    number = sex_of(sex)
+    if number is None:
+        raise UsageError("--sex", f"{sex!r} is not known", "use F or M, or leave it out if unknown")
+    return PatientFacts(math.nan if age is None else float(age), number)
+
+
+def age_of(text: str | None) -> float | None:
+    """Years of an entry, NaN of an empty one; None where it is no age."""
+    try:
+        age = float((text or "").strip() or "nan")
+    except ValueError:
+        return None
+    return age if math.isnan(age) or AGES[0] <= age <= AGES[1] else None
+
+
+def sex_of(text: str | None) -> int | None:
+    """0 male, 1 female, 2 unknown of an entry such as "F", "male" or ""; None of any other word."""
+    return _WORDS.get((text or "").strip().lower())
