@@ -1,0 +1,92 @@
+"""What every page gets: the services of this process, who looks at it, and how failures and links are worded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import streamlit as st
+
+from medseg.errors import MedsegError
+from medseg.review.api import PREFIX
+from medseg.review.server import Services
+from medseg.review.signing import Claim, Purpose
+from medseg.review.store.models import Case, User
+from medseg.review.store.repo import Store
+
+STATES = ("new", "in review", "accepted", "needs correction", "rejected")
+
+
+@dataclass(frozen=True)
+class Context:
+    """A page's surroundings.
+
+    Attributes:
+        services: of this process.
+        user: who looks at the page, read from the store in this run.
+    """
+
+    services: Services
+    user: User
+
+    @property
+    def store(self) -> Store:
+        """The store."""
+        return self.services.store
+
+    @property
+    def may_review(self) -> bool:
+        """Whether this person may save, sign, upload and run."""
+        return self.user.role != "reader"
+
+    def token(self, purpose: Purpose, target: str) -> str:
+        """A signed claim of this person."""
+        return self.services.signer.sign(Claim(purpose, target, self.user.id))
+
+    def link(self, purpose: Purpose, target: str, path: str = "") -> str:
+        """A signed path on this server.
+
+        Args:
+            purpose: what for, which is the route's name unless `path` says another.
+            target: of the claim, the last part of the path.
+            path: the path below the API's prefix.
+        """
+        return f"{PREFIX}/{path or f'{purpose}/{target}'}?t={self.token(purpose, target)}"
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Show a failure with a known cause as one line, without folders, instead of ending the page."""
+    try:
+        yield
+    except MedsegError as error:
+        st.error(said(error))
+    except PermissionError as error:
+        st.error(str(error))
+
+
+def said(error: MedsegError) -> str:
+    """A failure in the words of the command line, without folders."""
+    subject = Path(error.subject).name or error.subject
+    return f"{subject}: {error.problem}" + (f"; {error.remedy}" if error.remedy else "")
+
+
+def open_case() -> str | None:
+    """The case that this session looks at."""
+    found: str | None = st.session_state.get("case_id")
+    return found
+
+
+def show_case(case_id: str) -> None:
+    """Make a case the one that this session looks at."""
+    if case_id != open_case():
+        for key in ("shown", "cmd", "visible", "colours", "conflict"):
+            st.session_state.pop(key, None)
+    st.session_state.case_id = case_id
+
+
+def title(case: Case) -> str:
+    """A case on one line."""
+    return f"{case.name} · {case.state}"

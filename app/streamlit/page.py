@@ -1,0 +1,113 @@
+"""The page's script: who is there, which view is shown. Everything else is in the views and in medseg.review."""
+
+from __future__ import annotations
+
+import re
+
+import streamlit as st
+from context import Context, show_case
+from views import audit, compare, review, run, settings, worklist
+
+from medseg.errors import InputError
+from medseg.review.store.repo import BANNER
+from medseg.review.server import Services, services
+from medseg.review.store.models import User
+
+COOKIE = "medseg_reviewer"
+MONTH_S = 30 * 86400
+
+STYLE = f"""<style>
+[data-testid="stMainBlockContainer"] {{padding: 3.4rem 1rem 2.2rem 1rem; max-width: none}}
+[data-testid="stSidebar"] {{width: 280px !important; min-width: 280px !important}}
+[data-testid="stSidebar"][aria-expanded="false"] {{width: 0 !important; min-width: 0 !important}}
+[data-testid="stSidebarUserContent"] {{padding-top: 0; padding-bottom: 3rem}}
+[data-testid="stVerticalBlock"] {{gap: .6rem}}
+body::after {{
+  content: "{BANNER}"; position: fixed; z-index: 1000000; left: 0; right: 0; bottom: 0; height: 22px;
+  background: #3a2f0b; color: #ffe9a8; font: 12px/22px "Source Sans", sans-serif; text-align: center;
+}}
+</style>"""
+
+_REMEMBER = """
+export default function (c) {
+  document.cookie = `${c.data.name}=${c.data.value}; path=/; max-age=${c.data.age}; SameSite=Strict`
+}
+"""
+
+
+def _somebody(found: Services) -> User | None:
+    """Who is there; None when somebody has to say so first."""
+    if found.settings.login is not None:
+        if not st.user.is_logged_in:
+            return None
+        claims = st.user.to_dict()
+        subject = f"{claims.get('iss', '')}|{claims.get('sub', '')}"
+        if st.session_state.get("subject") != subject:
+            name = str(claims.get("name") or claims.get("email") or "unnamed")
+            st.session_state.user_id = found.store.sign_in(subject, name, role=found.settings.login.role(claims)).id
+            st.session_state.subject = subject
+        return found.store.user(st.session_state.user_id)
+    known = st.session_state.get("user_id") or st.context.cookies.get(COOKIE, "")
+    try:
+        user = found.store.user(known)
+    except InputError:
+        return None
+    if not user.subject.startswith("local:"):
+        return None
+    st.session_state.user_id = user.id
+    return user
+
+
+def _ask(found: Services) -> None:
+    """The page for somebody who is not known yet."""
+    st.title("medseg review")
+    st.info(BANNER)
+    if found.settings.login is not None:
+        st.button("Log in", type="primary", on_click=st.login)
+        return
+    with st.form("who", width=420):
+        name = " ".join(st.text_input("Your name", max_chars=80, help="It stands on every verdict you sign.").split())
+        st.caption("This page has no login: the name is not checked.")
+        if st.form_submit_button("Begin", type="primary"):
+            if re.search(r"\w", name):
+                st.session_state.user_id = found.store.sign_in(f"local:{name.casefold()}", name).id
+                st.rerun()
+            st.error("Write your name.")
+
+
+def _main() -> None:
+    st.set_page_config(page_title="medseg review", page_icon="🩻", layout="wide")
+    st.html(STYLE)
+    found = services()
+    user = _somebody(found)
+    if user is None:
+        _ask(found)
+        return
+    if found.settings.login is None and st.context.cookies.get(COOKIE) != user.id:
+        remember = st.components.v2.component("medseg_remember", html="<span></span>", js=_REMEMBER)
+        remember(key="remember", data={"name": COOKIE, "value": user.id, "age": MONTH_S})
+    if wanted := st.query_params.get("case"):
+        show_case(wanted)
+    ctx = Context(found, user)
+    pages = {
+        view.__name__.rpartition(".")[2]: st.Page(
+            lambda view=view: view.render(ctx),
+            title=title,
+            icon=icon,
+            url_path=view.__name__.rpartition(".")[2],
+            default=view is worklist,
+        )
+        for view, title, icon in (
+            (worklist, "Worklist", ":material/list:"),
+            (review, "Review", ":material/visibility:"),
+            (compare, "Compare", ":material/compare:"),
+            (run, "Run", ":material/play_circle:"),
+            (audit, "Audit trail", ":material/history:"),
+            (settings, "Settings", ":material/settings:"),
+        )
+    }
+    st.session_state.pages = pages
+    st.navigation(list(pages.values()), position="top").run()
+
+
+_main()

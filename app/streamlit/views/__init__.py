@@ -1,0 +1,1 @@
+"""The page's views; each has one function, `render(ctx)`."""

@@ -1,0 +1,3 @@
+"""compare."""
+import streamlit as st
+def render(ctx): st.write("compare")

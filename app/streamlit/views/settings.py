@@ -1,0 +1,3 @@
+"""settings."""
+import streamlit as st
+def render(ctx): st.write("settings")
