@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import get_args
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -13,10 +14,11 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from medseg.errors import MedsegError
-from medseg.review.masks import read_mask, to_screen, write_mask
-from medseg.review.saving import save_drawing
-from medseg.review.signing import BadClaimError, Claim, Purpose, Signer
-from medseg.review.store.models import Mask, User, new_id
+from medseg.review.compare import difference_file, segmentation, shown_labels
+from medseg.review.derived import poster, reduced_image
+from medseg.review.saving import save_drawing, save_screenshot
+from medseg.review.signing import BadClaimError, Claim, Purpose, Signer, Writing
+from medseg.review.store.models import User, new_id
 from medseg.review.store.repo import Conflict, Store
 from medseg.review.worklist import import_upload
 
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "/medseg/api/v1"
 LARGEST_MASK_BYTES = 64 << 20
+LARGEST_SCREENSHOT_BYTES = 8 << 20
 LARGEST_UPLOAD_BYTES = 2 << 30
 
 _HEADERS = {
@@ -55,9 +58,13 @@ class Api:
         """To mount beside the page."""
         return [
             Route(f"{PREFIX}/volume/{{id}}", _answering(self._volume), methods=["GET"]),
-            Route(f"{PREFIX}/mask/{{id}}", _answering(self._mask), methods=["GET"]),
+            Route(f"{PREFIX}/reduced/{{id}}", _answering(self._reduced), methods=["GET"]),
             Route(f"{PREFIX}/poster/{{id}}", _answering(self._poster), methods=["GET"]),
+            Route(f"{PREFIX}/labels/{{id}}", _answering(self._labels), methods=["GET"]),
+            Route(f"{PREFIX}/uncertainty/{{id}}", _answering(self._uncertainty), methods=["GET"]),
+            Route(f"{PREFIX}/difference/{{id}}", _answering(self._difference), methods=["GET"]),
             Route(f"{PREFIX}/mask/{{id}}", _answering(self._save), methods=["POST"]),
+            Route(f"{PREFIX}/screenshot/{{id}}", _answering(self._screenshot), methods=["POST"]),
             Route(f"{PREFIX}/upload", _answering(self._upload), methods=["POST"]),
             Route("/medseg/healthz", _healthy, methods=["GET"]),
         ]
@@ -67,15 +74,36 @@ class Api:
         case = await run_in_threadpool(self._store.case, request.path_params["id"])
         return _file(self._store.file(case.image_path))
 
-    async def _mask(self, request: Request) -> Response:
-        await self._claimed(request, "mask", request.query_params.get("t", ""))
-        mask = await run_in_threadpool(self._store.mask, request.path_params["id"])
-        return _file(await run_in_threadpool(self._shown, mask))
+    async def _reduced(self, request: Request) -> Response:
+        await self._claimed(request, "reduced", request.query_params.get("t", ""))
+        case = await run_in_threadpool(self._store.case, request.path_params["id"])
+        return _file(await run_in_threadpool(reduced_image, self._store, case))
 
     async def _poster(self, request: Request) -> Response:
         await self._claimed(request, "poster", request.query_params.get("t", ""))
-        picture = await run_in_threadpool(self._picture, request.path_params["id"])
-        return Response(picture, media_type="image/png", headers=_HEADERS)
+        case = await run_in_threadpool(self._store.case, request.path_params["id"])
+        return _file(await run_in_threadpool(poster, self._store, case), "image/png")
+
+    async def _labels(self, request: Request) -> Response:
+        await self._claimed(request, "labels", request.query_params.get("t", ""))
+        case_id, name = _parts(request, 2)
+        found = await run_in_threadpool(segmentation, self._store, case_id, name)
+        return _file(await run_in_threadpool(shown_labels, self._store, found))
+
+    async def _uncertainty(self, request: Request) -> Response:
+        await self._claimed(request, "uncertainty", request.query_params.get("t", ""))
+        prediction = await run_in_threadpool(self._store.prediction, request.path_params["id"])
+        if not prediction.uncertainty_path:
+            raise _Refusal(404, "the run kept no uncertainty; ask for it when you run the model")
+        return _file(self._store.file(prediction.uncertainty_path))
+
+    async def _difference(self, request: Request) -> Response:
+        await self._claimed(request, "difference", request.query_params.get("t", ""))
+        case_id, first, second, value = _parts(request, 4)
+        if value and not (value.isascii() and value.isdecimal() and len(value) < 7):
+            raise _Refusal(404, "no such label")
+        label = int(value) if value else None
+        return _file(await run_in_threadpool(difference_file, self._store, case_id, first, second, value=label))
 
     async def _save(self, request: Request) -> Response:
         by = await self._claimed(request, "save", request.headers.get("x-medseg-token", ""))
@@ -108,6 +136,14 @@ class Api:
             headers=_HEADERS,
         )
 
+    async def _screenshot(self, request: Request) -> Response:
+        by = await self._claimed(request, "screenshot", request.headers.get("x-medseg-token", ""))
+        body = b"".join([chunk async for chunk in _limited(request, LARGEST_SCREENSHOT_BYTES)])
+        case_id = request.path_params["id"]
+        await run_in_threadpool(save_screenshot, self._store, case_id, body, by=by)
+        log.info("case %s: picture taken by user %s", case_id, by.id)
+        return JSONResponse({"case_id": case_id}, status_code=201, headers=_HEADERS)
+
     async def _upload(self, request: Request) -> Response:
         by = await self._claimed(request, "upload", request.headers.get("x-medseg-token", ""))
         with tempfile.NamedTemporaryFile(dir=self._store.folder, prefix=".upload-") as file:  # 0600, gone afterwards
@@ -133,34 +169,9 @@ class Api:
             user = await run_in_threadpool(self._store.user, claim.user_id)
         except MedsegError:
             raise BadClaimError from None
-        if purpose in {"save", "upload"} and user.role == "reader":
+        if purpose in get_args(Writing) and user.role == "reader":
             raise PermissionError("the role reader may not save; ask an administrator for the role reviewer")
         return user
-
-    def _shown(self, mask: Mask) -> Path:
-        """The file of a mask in the values that the viewer draws; made once where they differ from the labels."""
-        path = self._store.file(mask.path)
-        screen = {row.value: row.screen_value for row in self._store.labels(mask.case_id)}
-        if all(value == shown for value, shown in screen.items()):
-            return path
-        drawn = path.with_name(f"screen_{mask.id}.nii.gz")
-        if not drawn.exists():
-            case = self._store.case(mask.case_id)
-            labels, _ = read_mask(path, case.shape)
-            write_mask(drawn, to_screen(labels, screen), self._store.file(case.grid_path), screen.values())
-        return drawn
-
-    def _picture(self, case_id: str) -> bytes:
-        """Three planes of a case with its current version."""
-        from medseg.io.read import read_volume
-        from medseg.report.preview import render_preview
-
-        case = self._store.case(case_id)
-        volume = read_volume(self._store.file(case.image_path))
-        stored = self._store.version(case_id, case.revision).path if case.revision else case.grid_path
-        labels, _ = read_mask(self._store.file(stored), case.shape)
-        names = {row.value: row.name for row in self._store.labels(case_id)}
-        return render_preview(volume.data[0], labels, volume.affine, names, title=case.name)
 
 
 def _answering(
@@ -198,10 +209,18 @@ async def _limited(request: Request, most: int) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _file(path: Path) -> Response:
+def _parts(request: Request, most: int) -> list[str]:
+    """The identifiers of a target, joined by dots; missing ones at the end are ""."""
+    found = str(request.path_params["id"]).split(".")
+    if len(found) > most:
+        raise _Refusal(404, "no such thing")
+    return found + [""] * (most - len(found))
+
+
+def _file(path: Path, media_type: str = "application/octet-stream") -> Response:
     if not path.is_file():
         raise _Refusal(410, "the file is gone from the data folder")
-    return FileResponse(path, headers=_HEADERS, media_type="application/octet-stream")
+    return FileResponse(path, headers=_HEADERS, media_type=media_type)
 
 
 def _error(status: int, problem: str) -> Response:

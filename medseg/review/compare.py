@@ -93,8 +93,8 @@ def read_segmentation(store: Store, found: Segmentation) -> tuple[NDArray[np.int
         InputError: the file cannot be read.
     """
     labels, _ = read_mask(store.file(found.path), store.case(found.case_id).shape)
-    names = dict(found.names) or {row.value: row.name for row in store.labels(found.case_id)}
-    if found.kind == "reference":
+    names = _table(store, found)
+    if found.kind == REFERENCE:
         for value in np.unique(labels[labels > 0]):
             names.setdefault(int(value), f"label {value}")
     return labels, names
@@ -138,17 +138,18 @@ def shown_labels(store: Store, found: Segmentation) -> Path:
     Raises:
         InputError: it cannot be read. UsageError: too many labels. OutputError: it cannot be written.
     """
-    grid = store.file(store.case(found.case_id).grid_path)
-    with HEAVY_WORK:
-        labels, names = read_segmentation(store, found)
-        screen = {row.value: row.screen_value for row in legend(store, found.case_id, names)}
-        if all(value == shown for value, shown in screen.items()):
-            return store.file(found.path)
-        name = f"screen_{_digest(sha256_of(store.file(found.path)), sorted(screen.items()))}.nii.gz"
-        return made_once(
-            store.folder / found.case_id / name,
-            lambda path: write_mask(path, to_screen(labels, screen), grid, screen.values()),
-        )
+    case = store.case(found.case_id)
+    path = store.file(found.path)
+    names = read_segmentation(store, found)[1] if found.kind == REFERENCE else _table(store, found)
+    screen = {row.value: row.screen_value for row in legend(store, found.case_id, names)}
+    if all(value == shown for value, shown in screen.items()):
+        return path
+
+    def make(aside: Path) -> None:
+        labels, _ = read_mask(path, case.shape)
+        write_mask(aside, to_screen(labels, screen), store.file(case.grid_path), screen.values())
+
+    return made_once(path.with_name(f"screen_{_digest(path.name, sorted(screen.items()))}.nii.gz"), make)
 
 
 def overlaps(store: Store, case_id: str, first: str, second: str) -> list[Overlap]:
@@ -233,6 +234,11 @@ def _aligned(
             names[values[name.casefold()]] = name
         table[value] = values[name.casefold()]
     return one, table.astype(np.min_scalar_type(max([0, *names])))[other], names
+
+
+def _table(store: Store, found: Segmentation) -> dict[int, str]:
+    """Value to name, as far as somebody gave them names."""
+    return dict(found.names) or {row.value: row.name for row in store.labels(found.case_id)}
 
 
 def _of_mask(mask: Mask, author: str) -> Segmentation:

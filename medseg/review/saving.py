@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import UsageError
+from medseg.errors import InputError, UsageError
+from medseg.io.write import write_bytes
 from medseg.review.masks import changed_voxels, decode, read_mask, write_mask
 from medseg.review.store.models import User, new_id
 from medseg.review.store.repo import Conflict, NewMask, Saved, Store
+
+LARGEST_SCREEN = 8192
+"""Pixels along the longer side of a picture of the viewer."""
 
 
 def save_drawing(
@@ -106,6 +112,48 @@ def adopt(store: Store, prediction_id: str, *, base_revision: int, by: User) -> 
         raise UsageError(made.model, "has other labels than the case's table", "compare it instead")
     labels, _ = read_mask(store.file(made.mask_path), store.case(made.case_id).shape)
     return save_labels(store, made.case_id, labels, base_revision=base_revision, by=by, prediction_id=prediction_id)
+
+
+def save_screenshot(store: Store, case_id: str, body: bytes, *, by: User) -> Path:
+    """Keep a picture of the viewer; reports on the version that is current now show it.
+
+    Args:
+        store: the store.
+        case_id: the case.
+        body: a PNG file.
+        by: who took it.
+
+    Returns:
+        Where it lies, see `screenshots`.
+
+    Raises:
+        InputError: no such case, or no PNG of a screen's size. OutputError: it cannot be written.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    case = store.case(case_id)
+    try:
+        with Image.open(io.BytesIO(body), formats=["PNG"]) as picture:
+            if max(picture.size) > LARGEST_SCREEN:
+                problem = f"{picture.size[0]} x {picture.size[1]} pixels, at most {LARGEST_SCREEN} a side"
+                raise InputError("picture", problem, "make the window smaller")
+            drawn = picture.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as err:
+        raise InputError("picture", "not a PNG file, or damaged", "take it again") from err
+    packed = io.BytesIO()
+    drawn.save(packed, format="PNG")  # pixels only: no text that came with them
+    content = packed.getvalue()
+    path = store.folder / case_id / f"screenshot_r{case.revision:04}_{new_id()}.png"
+    write_bytes(path, content)
+    detail = {"revision": case.revision, "sha256": hashlib.sha256(content).hexdigest()}
+    store.note(by, "screenshot", case_id=case_id, detail=detail)
+    return path
+
+
+def screenshots(store: Store, case_id: str, revision: int) -> list[Path]:
+    """The pictures that were taken of a version, oldest first."""
+    found = (store.folder / case_id).glob(f"screenshot_r{revision:04}_*.png")
+    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
 
 def _forget(path: Path) -> None:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from itsdangerous import BadData, URLSafeTimedSerializer
 
-Purpose = Literal["volume", "mask", "poster", "save", "upload"]
+Reading = Literal["volume", "reduced", "poster", "labels", "uncertainty", "difference", "export"]
+Writing = Literal["save", "screenshot", "upload"]
+Purpose = Literal[Reading, Writing]
 
-MAX_AGE_S: dict[Purpose, int] = {"volume": 300, "mask": 300, "poster": 300, "save": 8 * 3600, "upload": 3600}
+MAX_AGE_S: dict[Purpose, int] = {
+    **dict.fromkeys(get_args(Reading), 300),
+    "save": 8 * 3600,
+    "screenshot": 8 * 3600,
+    "upload": 3600,
+}
 """Seconds that a claim holds. Those in URLs are short; those in headers last a working day or an upload."""
 
 
@@ -24,7 +31,7 @@ class Claim:
 
     Attributes:
         purpose: what it may be used for.
-        target: identifier of the case or mask; "" where there is none yet.
+        target: the last part of the route: identifiers of what it is about, joined by dots; "" where there is none yet.
         user_id: who asked for it.
     """
 

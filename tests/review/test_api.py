@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
@@ -17,7 +20,7 @@ from medseg.batch.journal import Entry, Journal
 from medseg.errors import InputError, UsageError
 from medseg.io.read import read_volume
 from medseg.review import api, masks, signing
-from medseg.review.saving import restore, save_draft
+from medseg.review.saving import restore, save_draft, screenshots
 from medseg.review.signing import BadClaimError, Claim, Signer
 from medseg.review.store.models import User
 from medseg.review.store.repo import Conflict, Saved, Store
@@ -54,6 +57,9 @@ class Desk:
     def save(self, body: bytes, base: object = 1, user: User | None = None, token: str | None = None) -> object:
         headers = {"X-Medseg-Token": token or self.token("save", user=user), "If-Match": f'"{base}"'}
         return self.http.post(f"{api.PREFIX}/mask/{self.case}", content=body, headers=headers)
+
+    def get(self, purpose: signing.Purpose, target: str) -> object:
+        return self.http.get(f"{api.PREFIX}/{purpose}/{target}?t={self.token(purpose, target)}")
 
     def drawing(self, change: int = 1) -> bytes:
         drawn = masks.to_screen(self.labels, {2: 1, 300: 2})
@@ -162,13 +168,86 @@ def test_a_reader_sees_but_cannot_save_or_upload(desk: Desk) -> None:
 
 
 def test_the_viewer_gets_a_dense_table_for_labels_above_255(desk: Desk) -> None:
-    mask = desk.store.version(desk.case, 1)
-    answer = desk.http.get(f"{api.PREFIX}/mask/{mask.id}?t={desk.token('mask', mask.id)}")
+    answer = desk.get("labels", f"{desk.case}.{desk.store.version(desk.case, 1).id}")
     drawn = np.frombuffer(gzip.decompress(answer.content)[352:], np.uint8).reshape((5, 6, 7), order="F")
     assert np.array_equal(drawn, masks.to_screen(desk.labels, {2: 1, 300: 2}))
     assert set(np.unique(drawn)) == {0, 1, 2}
     with pytest.raises(UsageError, match="256 of them"):
         masks.screen_values(range(1000, 1256))
+
+
+def test_models_uncertainty_differences_and_the_reduced_image_come_each_by_its_own_claim(desk: Desk) -> None:
+    unsure = np.linspace(0, 1, desk.labels.size, dtype=np.float32).reshape(desk.labels.shape)
+    made = add_result(
+        desk.store,
+        desk.case,
+        desk.labels,
+        names={300: "tumour", 2: "Liver"},
+        model="b",
+        uncertainty=unsure,
+        by=desk.anna,
+    )
+    version = desk.store.version(desk.case, 1).id
+    targets = {
+        "labels": f"{desk.case}.{made.id}",
+        "uncertainty": made.id,
+        "difference": f"{desk.case}.{version}.{made.id}",
+        "reduced": desk.case,
+        "volume": desk.case,
+        "poster": desk.case,
+    }
+    answers = {purpose: desk.get(purpose, target) for purpose, target in targets.items()}
+    assert {purpose: answer.status_code for purpose, answer in answers.items()} == dict.fromkeys(targets, 200)
+
+    def voxels(purpose: str) -> np.ndarray:
+        return np.asarray(nib.Nifti1Image.from_bytes(gzip.decompress(answers[purpose].content)).dataobj)
+
+    assert np.array_equal(voxels("labels"), masks.to_screen(desk.labels, {2: 1, 300: 2}))
+    assert np.allclose(voxels("uncertainty"), unsure, atol=2e-5)
+    assert np.array_equal(voxels("difference"), 3 * (desk.labels > 0))
+    assert voxels("reduced").shape == (3, 3, 4)
+    one = desk.get("difference", f"{targets['difference']}.2")
+    assert np.count_nonzero(nib.Nifti1Image.from_bytes(gzip.decompress(one.content)).dataobj) == 1
+    for purpose, target in targets.items():
+        foreign = desk.token("volume" if purpose != "volume" else "poster", target)
+        assert desk.http.get(f"{api.PREFIX}/{purpose}/{target}?t={foreign}").status_code == 403
+        assert desk.http.get(f"{api.PREFIX}/{purpose}/{target}").status_code == 403
+    for purpose, target in (
+        ("labels", f"{desk.case}.reference"),
+        ("labels", desk.case),
+        ("labels", f"another.{made.id}"),
+        ("difference", f"{desk.case}.{version}.nobody"),
+        ("difference", f"{desk.case}.{version}.{made.id}.x"),
+        ("difference", f"{desk.case}.{version}.{made.id}.2.2"),
+        ("uncertainty", desk.store.predictions(desk.case)[-1].id),
+        ("reduced", "../review.sqlite"),
+    ):
+        assert desk.get(purpose, target).status_code == 404, (purpose, target)
+
+
+def test_pictures_of_the_screen_are_judged_stripped_and_kept_for_the_version(desk: Desk) -> None:
+    def send(body: bytes, user: User | None = None) -> int:
+        headers = {"X-Medseg-Token": desk.token("screenshot", user=user)}
+        return desk.http.post(f"{api.PREFIX}/screenshot/{desk.case}", content=body, headers=headers).status_code
+
+    told = PngInfo()
+    told.add_text("Comment", "Miller^Anna")
+    packed = io.BytesIO()
+    Image.new("RGBA", (40, 30), (255, 0, 0, 255)).save(packed, format="PNG", pnginfo=told)
+    assert send(packed.getvalue()) == 201
+    (kept,) = screenshots(desk.store, desk.case, 1)
+    with Image.open(kept) as picture:
+        assert (picture.size, picture.getpixel((5, 5)), picture.info) == ((40, 30), (255, 0, 0), {})
+    huge = io.BytesIO()
+    Image.new("1", (9000, 10)).save(huge, format="PNG")
+    jpeg = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(jpeg, format="JPEG")
+    for body in (b"", b"<svg/>", packed.getvalue()[:60], huge.getvalue(), jpeg.getvalue()):
+        assert send(body) == 422
+    assert send(bytes(api.LARGEST_SCREENSHOT_BYTES + 1)) == 413
+    assert send(packed.getvalue(), desk.store.sign_in("local:rita", "Rita", role="reader")) == 403
+    assert screenshots(desk.store, desk.case, 1) == [kept]
+    assert [line.action for line in desk.store.trail(case_id=desk.case)][-1] == "screenshot"
 
 
 @pytest.mark.parametrize("path", ["../../etc/passwd", "%2e%2e%2freview.sqlite", "review.sqlite", "nobody"])

@@ -61,7 +61,7 @@ class Desk:
             self.store, self.case, other, names={2: "cyst", 5: "Liver"}, model="abdomen", by=self.anna
         )
         self.corrected = self.labels.copy()
-        self.corrected[0, :2, 0] = 1
+        self.corrected[0, :2, 4] = 1
         self.corrected[5, 5, 4] = 2
         save_labels(self.store, self.case, self.corrected, base_revision=1, by=self.anna)
 
@@ -92,7 +92,6 @@ def test_structures_and_lesions_of_any_segmentation_are_measured_on_the_image(de
 
 
 def test_a_version_knows_the_prediction_it_comes_from_through_corrections_and_restores(desk: Desk) -> None:
-    assert desk.store.origin(desk.case, 2) == desk.store.origin(desk.case, 1)
     found = desk.store.origin(desk.case, 2)
     assert found is not None
     assert found.id == desk.first.id
@@ -127,7 +126,7 @@ def test_a_difference_shows_which_voxels_are_whose_on_the_grid_of_the_image(desk
     saved = nib.load(path)
     found = np.asarray(saved.dataobj)
     expected = np.where(desk.labels > 0, compare.BOTH, 0)
-    expected[0, :2, 0] = compare.ONLY_SECOND
+    expected[0, :2, 4] = compare.ONLY_SECOND
     expected[5, 5, 4] = compare.OTHER_LABEL
     assert saved.get_data_dtype() == np.uint8
     assert np.array_equal(found, expected)
