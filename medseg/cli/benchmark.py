@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import shlex
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from medseg.bundles.locate import DEFAULT_BUNDLE
-from medseg.cli.options import Device
+from medseg.cli.options import Device, triple
 from medseg.errors import InputError, PartialError, UsageError
 
 if TYPE_CHECKING:
@@ -102,8 +101,8 @@ def speed(
     unknown = [name for name in against or () if name not in _BASELINES]
     if unknown:
         raise UsageError("--against", f"{unknown[0]!r} is not known", f"use {' or '.join(_BASELINES)}")
-    shape = None if size is None else _triple("--size", size, int)
-    voxel = _triple("--spacing", spacing, float)
+    shape = None if size is None else triple("--size", size, int)
+    voxel = triple("--spacing", spacing, float)
     target = None if json_ is None else reserve(json_, overwrite=overwrite, inputs=image or (), suffixes=(".json",))
 
     from medseg.benchmark.machine import cores
@@ -115,7 +114,7 @@ def speed(
         if architecture is None:
             subject = Subject(bundle=bundle or DEFAULT_BUNDLE, overlap=overlap)
         else:
-            window = _triple("--roi", roi or "96x96x96", int)
+            window = triple("--roi", roi or "96x96x96", int)
             subject = _random(Path(folder), architecture, network, classes or 14, window, overlap)
         scans = image or [Path(folder) / "phantom.nii.gz"]
         if shape is not None:
@@ -387,13 +386,3 @@ def _object(option: str, text: str | None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(option, f"{text} is not a JSON object", "write it as '{\"feature_size\": 48}'")
     return found
-
-
-def _triple(option: str, text: str, kind: Any) -> Any:
-    """Three positive numbers from ``32x64x32``."""
-    number = r"\d{1,5}" if kind is int else r"\d{1,5}(?:\.\d+)?"
-    if re.fullmatch(rf"{number}x{number}x{number}", text):
-        found = tuple(kind(part) for part in text.split("x"))
-        if all(value > 0 for value in found):
-            return found
-    raise UsageError(option, f"{text!r} is not three positive numbers", "write it as 96x96x96")

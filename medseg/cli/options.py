@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
 import typer
 
 from medseg.bundles.locate import DEFAULT_BUNDLE
+from medseg.errors import UsageError
 
 Bundles = Annotated[
     list[str] | None,
@@ -31,3 +33,17 @@ Precision = Annotated[
 ]
 Overlap = Annotated[float | None, typer.Option(help="Share that neighbouring windows have in common, 0 to below 1.")]
 Flips = Annotated[bool, typer.Option("--tta", help="Average over the flips that the bundle allows; slower.")]
+
+
+def triple(option: str, text: str, kind: type[int] | type[float]) -> tuple[Any, Any, Any]:
+    """Three positive numbers from ``32x64x32``.
+
+    Raises:
+        UsageError: `text` is something else.
+    """
+    number = r"\d{1,5}" if kind is int else r"\d{1,5}(?:\.\d+)?"
+    if re.fullmatch(rf"{number}x{number}x{number}", text):
+        x, y, z = (kind(part) for part in text.split("x"))
+        if min(x, y, z) > 0:
+            return x, y, z
+    raise UsageError(option, f"{text!r} is not three positive numbers", "write it as 32x64x32")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medseg.cli.options import triple
 from medseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ def train(
     settings: dict[str, Any] = {
         "architecture": architecture,
         "network": _json("--network", network),
-        "roi_size": _triple("--roi", roi, int),
-        "spacing": _triple("--spacing", spacing, float),
+        "roi_size": None if roi is None else triple("--roi", roi, int),
+        "spacing": None if spacing is None else triple("--spacing", spacing, float),
         "intensity": intensity,
         "slice_axis": slice_axis,
         "neighbours": neighbours,
@@ -205,18 +206,6 @@ def _json(option: str, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(option, "not a JSON object", "e.g. '{\"feature_size\": 12}'")
     return value
-
-
-def _triple(option: str, text: str | None, kind: type[int] | type[float]) -> tuple[Any, ...] | None:
-    if text is None:
-        return None
-    try:
-        values = tuple(kind(part) for part in text.lower().replace(",", "x").split("x"))
-    except ValueError:
-        values = ()
-    if len(values) != 3 or any(value <= 0 for value in values):
-        raise UsageError(option, f"{text!r} is not three positive numbers", "write it as 32x64x32")
-    return values
 
 
 def _minutes(text: str | None) -> float | None:
