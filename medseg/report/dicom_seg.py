@@ -15,7 +15,7 @@ from medseg.report.palette import label_colours
 
 if TYPE_CHECKING:
     from medseg.bundles.spec import Code
-    from medseg.inference.run import Result
+    from medseg.report.segmented import Segmented
 
 SERIES_NUMBER = 900
 _DESCRIPTION = "medseg, research use only"
@@ -23,13 +23,13 @@ _TEXT = 64
 """Longest text of the value representation LO."""
 
 
-def dicom_seg(result: Result) -> bytes:
-    """The file: one binary segment for each label of the bundle, found or not; frames without a voxel are left out.
+def dicom_seg(result: Segmented) -> bytes:
+    """The file: one binary segment for each label of the table, found or not; frames without a voxel are left out.
 
     Patient and study are those of the images, so that archives file it beside them.
 
     Args:
-        result: of a DICOM scan; labels become segments 1, 2, ... in the order of their values.
+        result: its labels become segments 1, 2, ... in the order of their values.
 
     Raises:
         ValueError: the scan was not DICOM.
@@ -51,13 +51,14 @@ def dicom_seg(result: Result) -> bytes:
         placed = np.zeros((int(images[0].NumberOfFrames), *frames.shape[1:]), dtype=np.uint16)
         placed[list(numbers)] = frames
         frames = placed
-    bundle = result.record.bundle
-    algorithm = hd.AlgorithmIdentificationSequence(
-        name=bundle.name[:_TEXT],
-        version=(bundle.version or "unversioned")[:_TEXT],
-        family=codes.DCM.ArtificialIntelligence,
-        source=f"medseg {medseg.__version__}",
-    )
+    how: dict[str, Any] = {"algorithm_type": hd.seg.SegmentAlgorithmTypeValues(result.origin)}
+    if result.origin != "MANUAL":  # which names no algorithm
+        how["algorithm_identification"] = hd.AlgorithmIdentificationSequence(
+            name=result.model[:_TEXT],
+            version=(result.version or "unversioned")[:_TEXT],
+            family=codes.DCM.ArtificialIntelligence,
+            source=f"medseg {medseg.__version__}",
+        )
     descriptions = []
     for number, (value, colour) in enumerate(zip(values, label_colours(len(values)), strict=True), start=1):
         code = label_code(value, result.labels[value], result.codes)
@@ -66,8 +67,7 @@ def dicom_seg(result: Result) -> bytes:
             segment_label=result.labels[value][:_TEXT],
             segmented_property_category=_concept(code.category),
             segmented_property_type=_concept(code.type),
-            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=algorithm,
+            **how,
             display_color=hd.color.CIELabColor.from_rgb(*colour),
         )
         if code.modifier is not None:
@@ -86,14 +86,19 @@ def dicom_seg(result: Result) -> bytes:
             sop_instance_uid=hd.UID(),
             instance_number=1,
             manufacturer="medseg",
-            manufacturer_model_name=bundle.name[:_TEXT],
+            manufacturer_model_name=(result.model or "review")[:_TEXT],
             software_versions=medseg.__version__,
             device_serial_number="0",
             content_label="RESEARCH",
-            content_description=f"Research use only; {bundle.name} {bundle.version}"[:_TEXT],
-            series_description=f"{_DESCRIPTION}; {bundle.name}"[:_TEXT],
+            content_description=f"Research use only; {result.summary}"[:_TEXT],
+            series_description=f"{_DESCRIPTION}; {result.model or result.summary}"[:_TEXT],
             transfer_syntax_uid=ExplicitVRLittleEndian,
         )
+        if result.statement:
+            made.ContributingEquipmentSequence = [
+                *made.get("ContributingEquipmentSequence", []),
+                result.contribution(),
+            ]
         packed = io.BytesIO()
         made.save_as(packed)
     return packed.getvalue()

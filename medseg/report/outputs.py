@@ -217,15 +217,17 @@ def _dicom_outputs(result: Result, outputs: Outputs) -> list[tuple[Target, bytes
     found: list[tuple[Target, bytes]] = []
     if outputs.dicom_seg is None and outputs.rtstruct is None:
         return found
+    from medseg.report.segmented import Segmented
+
     check_referable(result.volume)
     if outputs.dicom_seg is not None:
         from medseg.report.dicom_seg import dicom_seg
 
-        found.append((outputs.dicom_seg, dicom_seg(result)))
+        found.append((outputs.dicom_seg, dicom_seg(Segmented.of(result))))
     if outputs.rtstruct is not None:
         from medseg.report.rtstruct import rtstruct
 
-        found.append((outputs.rtstruct, rtstruct(result)))
+        found.append((outputs.rtstruct, rtstruct(Segmented.of(result))))
     return found
 
 

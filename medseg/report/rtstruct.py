@@ -17,8 +17,8 @@ from medseg.report.contours import outlines
 from medseg.report.palette import label_colours
 
 if TYPE_CHECKING:
-    from medseg.inference.run import Result
     from medseg.io.volume import DicomFrames
+    from medseg.report.segmented import Segmented
 
 SERIES_NUMBER = 901
 _STORAGE = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -32,13 +32,13 @@ _COPIED = (
 )
 
 
-def rtstruct(result: Result) -> bytes:
+def rtstruct(result: Segmented) -> bytes:
     """The file: one structure for each label that was found, as closed contours along the edges of its pixels.
 
     Patient and study are those of the images, so that archives file it beside them.
 
     Args:
-        result: of a DICOM scan.
+        result: the label map.
 
     Raises:
         ValueError: the scan was not DICOM.
@@ -57,15 +57,14 @@ def rtstruct(result: Result) -> bytes:
         for name in _COPIED:
             if name in images[0]:
                 made[name] = images[0][name]
-        bundle = result.record.bundle
         made.SOPClassUID, made.SOPInstanceUID = _STORAGE, generate_uid()
         made.Modality, made.SeriesInstanceUID, made.SeriesNumber = "RTSTRUCT", generate_uid(), SERIES_NUMBER
-        made.SeriesDescription = f"medseg, research use only; {bundle.name}"[:_TEXT]
-        made.Manufacturer, made.ManufacturerModelName = "medseg", bundle.name[:_TEXT]
+        made.SeriesDescription = f"medseg, research use only; {result.model or result.summary}"[:_TEXT]
+        made.Manufacturer, made.ManufacturerModelName = "medseg", (result.model or "review")[:_TEXT]
         made.SoftwareVersions, made.OperatorsName = medseg.__version__, ""
         made.InstanceNumber = 1
         made.StructureSetLabel = "RESEARCH"
-        made.StructureSetName = f"Research use only; {bundle.name} {bundle.version}"[:_TEXT]
+        made.StructureSetName = f"Research use only; {result.summary}"[:_TEXT]
         made.StructureSetDate = made.InstanceCreationDate = made.SeriesDate = now.strftime("%Y%m%d")
         made.StructureSetTime = made.InstanceCreationTime = made.SeriesTime = now.strftime("%H%M%S")
         made.ApprovalStatus = "UNAPPROVED"
@@ -73,6 +72,8 @@ def rtstruct(result: Result) -> bytes:
         references = _references(images, origin)
         made.ReferencedFrameOfReferenceSequence = [_frame_of_reference(images[0], references)]
         _add_structures(made, result, origin, references)
+        if result.statement:
+            made.ContributingEquipmentSequence = [result.contribution()]
         made.file_meta = pydicom.dataset.FileMetaDataset()
         # Implicit, because explicit DS ends at 64 KiB, less than a long contour takes.
         made.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
@@ -111,14 +112,13 @@ def _frame_of_reference(image: Any, references: Sequence[Any]) -> Any:
     return space
 
 
-def _add_structures(made: Any, result: Result, origin: DicomFrames, references: Sequence[Any]) -> None:
+def _add_structures(made: Any, result: Segmented, origin: DicomFrames, references: Sequence[Any]) -> None:
     """Fill the sequences of structures, of their contours and of what they are."""
     import pydicom
     from scipy.ndimage import find_objects
 
     labels = on_source_grid(result.label_map, result.volume)
     to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ origin.affine
-    bundle = result.record.bundle
     made.StructureSetROISequence, made.ROIContourSequence, made.RTROIObservationsSequence = [], [], []
     values = [value for value in result.labels if value != 0]
     boxes: list[Any] = find_objects(labels, max_label=max(values))
@@ -136,8 +136,8 @@ def _add_structures(made: Any, result: Result, origin: DicomFrames, references: 
         structure, drawn, observed = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
         structure.ROINumber, structure.ROIName = number, result.labels[value][:_TEXT]
         structure.ReferencedFrameOfReferenceUID = made.FrameOfReferenceUID
-        structure.ROIGenerationAlgorithm = "AUTOMATIC"
-        structure.ROIGenerationDescription = f"medseg {medseg.__version__}, {bundle.name} {bundle.version}"[:_TEXT]
+        structure.ROIGenerationAlgorithm = result.origin
+        structure.ROIGenerationDescription = f"medseg {medseg.__version__}, {result.summary}"[:_TEXT]
         drawn.ReferencedROINumber, drawn.ROIDisplayColor = number, list(colour)
         drawn.ContourSequence = contours
         observed.ObservationNumber, observed.ReferencedROINumber = number, number

@@ -25,6 +25,7 @@ from medseg.report.contours import outlines
 from medseg.report.dicom_seg import dicom_seg
 from medseg.report.outputs import reserve_outputs, write_outputs
 from medseg.report.rtstruct import rtstruct
+from medseg.report.segmented import Segmented
 from tests.builders import blob_scan, save_scan, tiny_bundle
 from tests.dicom_builders import write_multiframe, write_series, write_zip
 
@@ -96,13 +97,13 @@ def _voxels_by_position(data: bytes, affine: NDArray[np.float64], shape: tuple[i
 
 
 def test_seg_holds_the_label_map_on_the_frames_of_the_scan(series: Result) -> None:
-    data = dicom_seg(series)
+    data = dicom_seg(Segmented.of(series))
     np.testing.assert_array_equal(_labels_of_seg(data, series), series.label_map)
     np.testing.assert_array_equal(_voxels_by_position(data, series.affine, SHAPE), series.label_map)
 
 
 def test_seg_says_what_the_segments_are_and_who_made_them(series: Result) -> None:
-    found = pydicom.dcmread(io.BytesIO(dicom_seg(series)))
+    found = pydicom.dcmread(io.BytesIO(dicom_seg(Segmented.of(series))))
     kidney, other = found.SegmentSequence
     assert (kidney.SegmentLabel, other.SegmentLabel) == ("left kidney", "something else")
     assert kidney.SegmentedPropertyTypeCodeSequence[0].CodeValue == "64033007"
@@ -121,10 +122,10 @@ def test_seg_says_what_the_segments_are_and_who_made_them(series: Result) -> Non
 
 def test_a_label_map_without_any_structure_is_written_too(series: Result) -> None:
     empty = replace(series, label_map=np.zeros(SHAPE, dtype=np.uint8))
-    seg = hd.seg.segread(io.BytesIO(dicom_seg(empty)))
+    seg = hd.seg.segread(io.BytesIO(dicom_seg(Segmented.of(empty))))
     assert seg.number_of_segments == 2
     assert not seg.pixel_array.any()
-    assert not pydicom.dcmread(io.BytesIO(rtstruct(empty))).StructureSetROISequence
+    assert not pydicom.dcmread(io.BytesIO(rtstruct(Segmented.of(empty)))).StructureSetROISequence
 
 
 def test_a_series_stripped_of_patient_and_study_gets_both_objects(series: Result, tmp_path: Path) -> None:
@@ -136,8 +137,8 @@ def test_a_series_stripped_of_patient_and_study_gets_both_objects(series: Result
 
     write_series(tmp_path, np.zeros(SHAPE, dtype="<i2"), OBLIQUE, change=strip)
     stripped = replace(series, volume=read_volume(tmp_path))
-    np.testing.assert_array_equal(_labels_of_seg(dicom_seg(stripped), stripped), series.label_map)
-    np.testing.assert_array_equal(_drawn(rtstruct(stripped), stripped), series.label_map)
+    np.testing.assert_array_equal(_labels_of_seg(dicom_seg(Segmented.of(stripped)), stripped), series.label_map)
+    np.testing.assert_array_equal(_drawn(rtstruct(Segmented.of(stripped)), stripped), series.label_map)
 
 
 def test_a_multiframe_scan_and_an_archive_get_the_same_segments(bundle: Bundle, tmp_path: Path) -> None:
@@ -145,13 +146,15 @@ def test_a_multiframe_scan_and_an_archive_get_the_same_segments(bundle: Bundle, 
     order = np.random.default_rng(1).permutation(SHAPE[2])
     path = write_multiframe(tmp_path / "enhanced.dcm", stored, OBLIQUE, rescale=(1.0, 0.0), order=order)
     result = _with_known_labels(infer(path, bundle=bundle, force=True))
-    np.testing.assert_array_equal(_labels_of_seg(dicom_seg(result), result), result.label_map)
-    drawn = _drawn(rtstruct(result), result)
+    np.testing.assert_array_equal(_labels_of_seg(dicom_seg(Segmented.of(result)), result), result.label_map)
+    drawn = _drawn(rtstruct(Segmented.of(result)), result)
     np.testing.assert_array_equal(drawn, result.label_map)
     write_series(tmp_path / "in", stored, OBLIQUE, order=2)
     packed = infer(write_zip(tmp_path / "in.zip", tmp_path / "in"), bundle=bundle, force=True)
     packed = _with_known_labels(packed)
-    np.testing.assert_array_equal(_voxels_by_position(dicom_seg(packed), packed.affine, SHAPE), packed.label_map)
+    np.testing.assert_array_equal(
+        _voxels_by_position(dicom_seg(Segmented.of(packed)), packed.affine, SHAPE), packed.label_map
+    )
 
 
 def _inside(polygon: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -188,7 +191,7 @@ def _drawn(data: bytes, result: Result) -> NDArray[np.integer]:
 
 
 def test_rtstruct_covers_exactly_the_voxels(series: Result) -> None:
-    data = rtstruct(series)
+    data = rtstruct(Segmented.of(series))
     np.testing.assert_array_equal(_drawn(data, series), series.label_map)
     found = pydicom.dcmread(io.BytesIO(data))
     assert [roi.ROIName for roi in found.StructureSetROISequence] == ["left kidney", "something else"]
@@ -210,7 +213,7 @@ def test_a_contour_may_be_longer_than_64_kib(series: Result) -> None:
     assert origin is not None
     volume = replace(series.volume, source=replace(series.volume.source, dicom=replace(origin, shape=wide.shape)))
     result = replace(series, label_map=wide, volume=volume)
-    data = rtstruct(result)
+    data = rtstruct(Segmented.of(result))
     (contour,) = pydicom.dcmread(io.BytesIO(data)).ROIContourSequence[0].ContourSequence
     assert sum(len(f"{number}") + 1 for number in contour.ContourData) > 2**16
     np.testing.assert_array_equal(_drawn(data, result), wide)
