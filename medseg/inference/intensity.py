@@ -8,6 +8,7 @@ from torch import Tensor
 from medseg.bundles.spec import (
     IntensityStep,
     NormalizeIntensity,
+    ScaleIntensity,
     ScaleIntensityRange,
     ScaleIntensityRangePercentiles,
 )
@@ -25,6 +26,10 @@ def apply_intensity(image: Tensor, step: IntensityStep) -> Tensor:
     """
     if isinstance(step, NormalizeIntensity):
         return _normalize(image, step)
+    if isinstance(step, ScaleIntensity):
+        parts = image if step.channel_wise else image[None]
+        scaled = torch.stack([_rescale(part, step.minv, step.maxv) for part in parts])
+        return scaled if step.channel_wise else scaled[0]
     if isinstance(step, ScaleIntensityRange):
         return _scale(image, step.a_min, step.a_max, step.b_min, step.b_max, clip=step.clip)
     return _percentiles(image, step)
@@ -44,6 +49,13 @@ def _z_score(image: Tensor, *, nonzero: bool) -> Tensor:
     deviation = values.std(correction=0)
     scored = ((image.to(torch.float64) - values.mean()) / (deviation if deviation > 0 else 1.0)).to(torch.float32)
     return scored if chosen is None else torch.where(chosen, scored, image)
+
+
+def _rescale(image: Tensor, minv: float, maxv: float) -> Tensor:
+    low, high = image.min(), image.max()
+    if low == high:  # as MONAI
+        return image * minv
+    return (image - low) / (high - low) * (maxv - minv) + minv
 
 
 def _scale(image: Tensor, a_min: float, a_max: float, b_min: float, b_max: float, *, clip: bool) -> Tensor:
