@@ -10,8 +10,9 @@ from medseg.errors import InputError, UsageError
 from medseg.io.read import read_volume
 from medseg.io.write import OutputSet, reserve
 from medseg.review.masks import read_mask, sha256_of
+from medseg.review.report import version_facts
 from medseg.review.store.models import User
-from medseg.review.store.repo import Store
+from medseg.review.store.repo import BANNER, Store
 
 
 def export_dataset(store: Store, cases: Sequence[str], folder: Path, *, name: str, channel: str, by: User) -> Path:
@@ -59,10 +60,12 @@ def export_dataset(store: Store, cases: Sequence[str], folder: Path, *, name: st
             files.add_float(reserve(folder / places["image"], make_parents=True), image.data[0], image)
             files.add_labels(reserve(folder / places["label"], make_parents=True), labels, image, names=tables[0])
         listed.append(places)
-        versions[case.id] = {"revision": version.revision, "sha256": version.sha256}
+        facts = version_facts(store, case)
+        del facts["case"]  # a pseudonym is the house's own
+        versions[case.id] = facts
     described = {
         "name": name,
-        "description": "Corrected and accepted in medseg's review app. Research use only. Not a medical device.",
+        "description": f"Corrected and accepted in medseg's review app. {BANNER}",
         "modality": {"0": channel},
         "labels": {"0": "background", **{str(value): label for value, label in tables[0].items()}},
         "numTraining": len(listed),
@@ -72,5 +75,9 @@ def export_dataset(store: Store, cases: Sequence[str], folder: Path, *, name: st
     # Last: a folder without it is no data set, so a broken export is not taken for one.
     with OutputSet() as files:
         files.add_bytes(folder / "dataset.json", (json.dumps(described, indent=2) + "\n").encode())
-    store.note(by, "exported", detail={"kind": "dataset", "versions": versions})
+    store.note(
+        by,
+        "exported",
+        detail={"kind": "dataset", "masks": {case: facts["mask_sha256"] for case, facts in versions.items()}},
+    )
     return folder

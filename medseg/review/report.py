@@ -11,15 +11,24 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from medseg.errors import UsageError
-from medseg.evaluation.volumes import label_statistics
 from medseg.io.read import read_volume
 from medseg.report.preview import render_preview
-from medseg.review.masks import Lesion, Overlap, compare, lesions, read_mask
+from medseg.review.compare import overlaps, read_segmentation, segmentation
+from medseg.review.derived import HEAVY_WORK
+from medseg.review.masks import Overlap
+from medseg.review.saving import screenshots
+from medseg.review.store.models import Case, now
 from medseg.review.store.repo import BANNER, Store
+from medseg.review.structures import Measurements, measurements
 
-_STRUCTURES = ("value", "name", "voxels", "volume_ml", "components")
-_LESIONS = ("number", "name", "voxels", "volume_ml", "axial_diameter_mm")
+_STRUCTURES = ("value", "name", "volume_ml", "mean", "sd", "components")
+_LESIONS = ("number", "name", "volume_ml", "axial_diameter_mm", "centroid_mm", "max_uncertainty")
+_MEASURED = (
+    *("value", "name", "number", "voxels", "volume_ml", "mean", "sd", "components"),
+    *("axial_diameter_mm", "centroid_mm", "voxel", "max_uncertainty"),
+)
 _LISTED_LESIONS = 40
+_MOST_PICTURES = 12
 _STYLE = (
     "body{font:15px/1.45 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}"
     "img{max-width:100%}table{border-collapse:collapse;margin:.5rem 0 1.5rem}"
@@ -33,25 +42,24 @@ class CaseReport:
 
     Attributes:
         facts: what names the version and who stands for it.
-        structures: measurements of each label.
-        lesions: connected pieces.
+        measured: structures and lesions.
         compared: the version against the prediction that it started from; empty without one.
-        picture: PNG of three planes.
+        pictures: PNG of three planes, then those that people took of the version in the viewer.
     """
 
     facts: dict[str, Any]
-    structures: tuple[dict[str, Any], ...]
-    lesions: tuple[Lesion, ...]
+    measured: Measurements
     compared: tuple[Overlap, ...]
-    picture: bytes
+    pictures: tuple[bytes, ...]
 
     def to_json(self) -> str:
-        """Everything but the picture."""
+        """Everything but the pictures."""
         content = {
             "disclaimer": BANNER,
             **self.facts,
-            "structures": self.structures,
-            "lesions": [asdict(lesion) for lesion in self.lesions],
+            "intensity_unit": self.measured.unit,
+            "structures": [asdict(row) for row in self.measured.structures],
+            "lesions": [asdict(row) for row in self.measured.lesions],
             "compared_with_prediction": [asdict(overlap) for overlap in self.compared],
         }
         return json.dumps(content, indent=2) + "\n"
@@ -60,24 +68,28 @@ class CaseReport:
         """A row for each structure and lesion, each with the facts that name the version."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        named = ("case_id", "revision", "mask_sha256", "model", "model_version", "reviewer", "verdict", "signed_at")
-        measured = ("value", "name", "number", "voxels", "volume_ml", "axial_diameter_mm", "max_uncertainty")
-        writer.writerow([*named, "kind", *measured, "disclaimer"])
-        rows = [("structure", row) for row in self.structures] + [("lesion", asdict(row)) for row in self.lesions]
+        named = [key for key in self.facts if key not in {"case", "comment"}]
+        writer.writerow([*named, "kind", *_MEASURED, "disclaimer"])
+        rows = [("structure", asdict(row)) for row in self.measured.structures]
+        rows += [("lesion", asdict(row)) for row in self.measured.lesions]
         for kind, row in rows:
-            cells = [row.get(key) for key in measured]
+            cells = [row.get(key) for key in _MEASURED]
             writer.writerow([*(_cell(self.facts[key]) for key in named), kind, *map(_cell, cells), BANNER])
         return text.getvalue()
 
     def to_html(self) -> str:
         """One file that needs nothing else."""
         parts = [f"<h2>{title}</h2>{_html_table(head, rows)}" for title, head, rows in self._tables()]
-        picture = base64.b64encode(self.picture).decode()
+        pictures = "".join(
+            f'<img alt="{"Three planes" if number == 0 else f"Picture {number} from the viewer"}" '
+            f'src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
+            for number, picture in enumerate(self.pictures)
+        )
         name = html.escape(str(self.facts["case"]))
         return (
             f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style>'
             f'</head><body><p class="banner">{BANNER}</p><h1>{name}</h1>'
-            f'<img alt="Three planes" src="data:image/png;base64,{picture}">{"".join(parts)}</body></html>\n'
+            f'{pictures}{"".join(parts)}<p class="banner">{BANNER}</p></body></html>\n'
         )
 
     def to_pdf(self) -> bytes:
@@ -85,26 +97,31 @@ class CaseReport:
         from reportlab.lib.pagesizes import A4
         from reportlab.lib.styles import getSampleStyleSheet
         from reportlab.lib.units import mm
-        from reportlab.lib.utils import ImageReader
-        from reportlab.platypus import Image, Paragraph, SimpleDocTemplate, Spacer, Table
+        from reportlab.platypus import Paragraph, SimpleDocTemplate, Spacer, Table
 
+        font = _pdf_font()
         styles = getSampleStyleSheet()
+        for style in ("Title", "Heading2", "BodyText"):
+            styles[style].fontName = font
+        styles["BodyText"].fontSize, styles["BodyText"].leading, styles["BodyText"].splitLongWords = 8, 10, 1
         width = A4[0] - 36 * mm
-        pixels = ImageReader(io.BytesIO(self.picture)).getSize()
-        height = width * pixels[1] / pixels[0]
-        shrink = min(1.0, 150 * mm / height)
-        story: list[Any] = [
-            Paragraph(html.escape(str(self.facts["case"])), styles["Title"]),
-            Image(io.BytesIO(self.picture), width * shrink, height * shrink),
-        ]
+        first, *others = (_pdf_picture(picture, width, 150 * mm) for picture in self.pictures)
+        story: list[Any] = [Paragraph(html.escape(str(self.facts["case"])), styles["Title"]), first]
         for title, head, rows in self._tables():
-            story += [Spacer(1, 4 * mm), Paragraph(title, styles["Heading2"])]
+            story += [Spacer(1, 4 * mm), Paragraph(html.escape(title), styles["Heading2"])]
             cells = [[Paragraph(html.escape(cell), styles["BodyText"]) for cell in row] for row in (head, *rows)]
-            story.append(Table(cells, repeatRows=1, style=[("GRID", (0, 0), (-1, -1), 0.4, "#ccd2da")]))
+            # Two columns are names and values: the values are the long ones.
+            widths = [width * 0.25, width * 0.75] if len(head) == 2 else [width / len(head)] * len(head)
+            grid = [("GRID", (0, 0), (-1, -1), 0.4, "#ccd2da"), ("VALIGN", (0, 0), (-1, -1), "TOP")]
+            story.append(Table(cells, colWidths=widths, repeatRows=1 if any(head) else 0, style=grid))
+        for picture in others:
+            story += [Spacer(1, 6 * mm), picture]
+        foot = f"{BANNER} Case {self.facts['case_id']}, version {self.facts['revision']}"
 
-        def banner(canvas: Any, _document: Any) -> None:
-            canvas.setFont("Helvetica", 8)
-            canvas.drawCentredString(A4[0] / 2, 9 * mm, BANNER)
+        def banner(canvas: Any, document: Any) -> None:
+            canvas.setFont(font, 8)
+            canvas.drawString(18 * mm, 9 * mm, foot)
+            canvas.drawRightString(A4[0] - 18 * mm, 9 * mm, str(document.page))
 
         file = io.BytesIO()
         margins = dict.fromkeys(("leftMargin", "rightMargin", "topMargin", "bottomMargin"), 18 * mm)
@@ -115,43 +132,33 @@ class CaseReport:
     def _tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
         """Title, head and rows of each table of the document."""
         found = [("Version", ["", ""], [[key.replace("_", " "), _cell(value)] for key, value in self.facts.items()])]
+        unit = f" {self.measured.unit}" if self.measured.unit else ""
+        listed = self.measured.lesions[:_LISTED_LESIONS]
+        count = len(self.measured.lesions)
+        of_all = f" (first {_LISTED_LESIONS} of {count})" if count > _LISTED_LESIONS else ""
         for title, keys, rows in (
-            ("Structures", _STRUCTURES, list(self.structures)),
-            ("Lesions", _LESIONS, [asdict(row) for row in self.lesions[:_LISTED_LESIONS]]),
+            ("Structures", _STRUCTURES, [asdict(row) for row in self.measured.structures]),
+            (f"Lesions{of_all}", _LESIONS, [asdict(row) for row in listed]),
             ("Against the prediction", tuple(Overlap.__dataclass_fields__), [asdict(row) for row in self.compared]),
         ):
             if rows:
-                head = [key.replace("_", " ") for key in keys]
+                head = [key.replace("_", " ") + (unit if key in {"mean", "sd"} else "") for key in keys]
                 found.append((title, head, [[_cell(row[key]) for key in keys] for row in rows]))
-        if len(self.lesions) > _LISTED_LESIONS:
-            title, head, rows_ = found[2]
-            found[2] = (f"{title} (first {_LISTED_LESIONS} of {len(self.lesions)})", head, rows_)
         return found
 
 
-def case_report(store: Store, case_id: str) -> CaseReport:
-    """Measure a case's current version.
+def version_facts(store: Store, case: Case) -> dict[str, Any]:
+    """What every export says of a case's current version: which bytes, from which model, who stands for it.
 
     Raises:
         UsageError: the case has no version yet.
-        InputError: no such case, or a file cannot be read.
     """
-    case = store.case(case_id)
     if case.revision == 0:
         raise UsageError(case.name, "has no segmentation yet", "run a model or draw one first")
-    version = store.version(case_id, case.revision)
-    names = {row.value: row.name for row in store.labels(case_id)}
-    volume = read_volume(store.file(case.image_path))
-    labels, _ = read_mask(store.file(version.path), case.shape)
-    made = store.predictions(case_id)
-    start = next((row.prediction_id for row in reversed(store.versions(case_id)) if row.prediction_id), None)
-    prediction = next((row for row in made if row.id == start), None)
-    signed = next((row for row in reversed(store.reviews(case_id)) if row.revision == case.revision), None)
-    compared: list[Overlap] = []
-    if prediction is not None:
-        first, _ = read_mask(store.file(prediction.mask_path), case.shape)
-        compared = compare(labels, first, volume.affine, names)
-    facts = {
+    version = store.version(case.id, case.revision)
+    prediction = store.origin(case.id, case.revision)
+    signed = next((row for row in reversed(store.reviews(case.id)) if row.revision == case.revision), None)
+    return {
         "case": case.name,
         "case_id": case.id,
         "revision": case.revision,
@@ -165,15 +172,56 @@ def case_report(store: Store, case_id: str) -> CaseReport:
         "verdict": signed.verdict if signed else "not signed",
         "comment": signed.comment if signed else "",
         "signed_at": signed.created_at.isoformat(timespec="seconds") if signed else "",
+        "exported_at": now().isoformat(timespec="seconds"),
     }
-    lines = [f"Revision {case.revision}, {facts['verdict']}", BANNER]
-    return CaseReport(
-        facts,
-        tuple(asdict(row) for row in label_statistics(labels, volume.affine, names)),
-        tuple(lesions(labels, volume.affine, names)),
-        tuple(compared),
-        render_preview(volume.data[0], labels, volume.affine, names, title=case.name, lines=lines),
-    )
+
+
+def case_report(store: Store, case_id: str) -> CaseReport:
+    """Measure a case's current version.
+
+    Raises:
+        UsageError: the case has no version yet.
+        InputError: no such case, or a file cannot be read.
+    """
+    case = store.case(case_id)
+    facts = version_facts(store, case)
+    version = segmentation(store, case_id, store.version(case_id, case.revision).id)
+    prediction = store.origin(case_id, case.revision)
+    measured = measurements(store, version)
+    compared = overlaps(store, case_id, version.id, prediction.id) if prediction else []
+    lines = [f"Version {case.revision}, {facts['verdict']}", BANNER]
+    with HEAVY_WORK:
+        labels, names = read_segmentation(store, version)
+        volume = read_volume(store.file(case.image_path))
+        planes = render_preview(volume.data[0], labels, volume.affine, names, title=case.name, lines=lines)
+    taken = [path.read_bytes() for path in screenshots(store, case_id, case.revision)[-_MOST_PICTURES:]]
+    return CaseReport(facts, measured, tuple(compared), (planes, *taken))
+
+
+def _pdf_font() -> str:
+    """The name of a registered font with as many letters as this machine has to offer."""
+    from PIL import ImageFont
+    from reportlab.pdfbase import pdfmetrics
+    from reportlab.pdfbase.ttfonts import TTFError, TTFont
+
+    for name in ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf", "Vera.ttf"):
+        try:
+            path = name if name == "Vera.ttf" else ImageFont.truetype(name).path  # reportlab brings Vera along
+            pdfmetrics.registerFont(TTFont("medseg", path))
+        except (OSError, TTFError):
+            continue
+        return "medseg"
+    return "Helvetica"
+
+
+def _pdf_picture(picture: bytes, width: float, height: float) -> Any:
+    """A picture as large as fits into width and height (points)."""
+    from reportlab.lib.utils import ImageReader
+    from reportlab.platypus import Image
+
+    x, y = ImageReader(io.BytesIO(picture)).getSize()
+    scale = min(width / x, height / y)
+    return Image(io.BytesIO(picture), x * scale, y * scale)
 
 
 def _cell(value: object) -> str:
@@ -182,6 +230,8 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, tuple | list):
+        return " ".join(_cell(one) for one in value)
     text = str(value)
     return "'" + text if text[:1] in {"=", "+", "-", "@"} and not isinstance(value, int) else text
 

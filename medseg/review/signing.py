@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from itsdangerous import BadData, URLSafeTimedSerializer
 
-Reading = Literal["volume", "reduced", "poster", "labels", "uncertainty", "difference", "export"]
+Reading = Literal["volume", "reduced", "poster", "labels", "uncertainty", "difference"]
 Writing = Literal["save", "screenshot", "upload"]
 Purpose = Literal[Reading, Writing]
 

@@ -35,6 +35,8 @@ class Structure:
         mean: of the image's values in it, Hounsfield units for CT; None without a voxel.
         sd: their standard deviation.
         components: connected pieces; voxels that share a face, an edge or a corner are connected.
+        centroid_mm: mean of the voxels' centres, RAS mm; None without a voxel.
+        bounding_box: first and last index along each axis of the array, both inclusive; None without a voxel.
     """
 
     value: int
@@ -44,6 +46,8 @@ class Structure:
     mean: float | None
     sd: float | None
     components: int
+    centroid_mm: tuple[float, float, float] | None
+    bounding_box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,19 @@ def structures(
             box = boxes[row.value]
             values = image[box][labels[box] == row.value]
             mean, sd = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
-        found.append(Structure(row.value, row.name, row.voxels, row.volume_ml, mean, sd, row.components))
+        found.append(
+            Structure(
+                row.value,
+                row.name,
+                row.voxels,
+                row.volume_ml,
+                mean,
+                sd,
+                row.components,
+                row.centroid_mm,
+                row.bounding_box,
+            )
+        )
     return found
 
 

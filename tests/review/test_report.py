@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from medseg.errors import UsageError
-from medseg.review.report import BANNER, case_report
-from medseg.review.saving import save_labels
-from medseg.review.store.repo import Store
+from medseg.review.report import case_report
+from medseg.review.saving import save_labels, save_screenshot
+from medseg.review.store.repo import BANNER, Store
 from medseg.review.worklist import add_result, import_folder
 from tests.builders import blob_scan, save_scan
 
@@ -32,6 +33,9 @@ def test_all_four_forms_tell_version_verdict_and_measurements(tmp_path: Path) ->
     corrected = labels.copy()
     corrected[20, 20, 20] = 1
     save_labels(store, case, corrected, base_revision=1, by=anna)
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 48), (0, 200, 0)).save(picture, format="PNG")
+    save_screenshot(store, case, picture.getvalue(), by=anna)
     comment = "</td><script>alert(1)</script>"
     store.add_review(case, 2, "rejected", comment=comment, by=anna)
     report = case_report(store, case)
@@ -39,6 +43,7 @@ def test_all_four_forms_tell_version_verdict_and_measurements(tmp_path: Path) ->
     found = json.loads(report.to_json())
     assert (found["disclaimer"], found["revision"], found["verdict"]) == (BANNER, 2, "rejected")
     assert (found["model"], found["model_version"], found["reviewer"]) == ("organs", "1.2", "Anna <i>")
+    assert found["structures"][0]["mean"] == pytest.approx(float(blob_scan()[corrected > 0].mean()), rel=1e-5)
     assert found["mask_sha256"] == store.version(case, 2).sha256
     assert found["structures"][0]["volume_ml"] == pytest.approx(5 * 6 / 1000)
     assert [lesion["voxels"] for lesion in found["lesions"]] == [4, 1]
@@ -53,6 +58,7 @@ def test_all_four_forms_tell_version_verdict_and_measurements(tmp_path: Path) ->
     assert "<b>" not in page
     assert "&lt;script&gt;" in page
     assert BANNER in page
+    assert page.count("data:image/png;base64,iVBOR") == 2  # three planes, and the picture that was taken
     assert "data:image/png;base64,iVBOR" in page
     assert "http" not in page
     pdf = report.to_pdf()
