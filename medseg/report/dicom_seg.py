@@ -94,6 +94,7 @@ def dicom_seg(result: Segmented) -> bytes:
             series_description=f"{_DESCRIPTION}; {result.model or result.summary}"[:_TEXT],
             transfer_syntax_uid=ExplicitVRLittleEndian,
         )
+        made.SpecificCharacterSet = "ISO_IR 192"  # labels and people have names in all scripts
         if result.statement:
             made.ContributingEquipmentSequence = [
                 *made.get("ContributingEquipmentSequence", []),

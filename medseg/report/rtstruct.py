@@ -72,6 +72,7 @@ def rtstruct(result: Segmented) -> bytes:
         references = _references(images, origin)
         made.ReferencedFrameOfReferenceSequence = [_frame_of_reference(images[0], references)]
         _add_structures(made, result, origin, references)
+        made.SpecificCharacterSet = "ISO_IR 192"  # labels and people have names in all scripts
         if result.statement:
             made.ContributingEquipmentSequence = [result.contribution()]
         made.file_meta = pydicom.dataset.FileMetaDataset()
