@@ -31,6 +31,8 @@ PLAIN = {
     "dynunet": "MONAI's own forward, which is the same",
     "mdpformer": "explicit softmax",
     "paratranscnn": "explicit softmax, last two convolutions one after the other",
+    "plain_conv_unet": "its own forward",
+    "resenc_unet": "its own forward",
     "swin_umamba": "scan step by step, instance norms",
     "swin_umamba_d": "scan step by step",
     "swin_unetr": "MONAI's default, attention not fused",

@@ -46,7 +46,15 @@ def read(path: Path | str) -> State:
     Raises:
         BundleError: there is no such file, it is damaged or no weights file, it would run code, or it holds no tensors.
     """
-    path = Path(path)
+    return unwrap(read_content(Path(path)), source=str(path))
+
+
+def read_content(path: Path) -> Mapping[Any, Any]:
+    """All that a weights file holds: tensors, and the numbers and names beside them.
+
+    Raises:
+        BundleError: as `read`.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -62,14 +70,12 @@ def read(path: Path | str) -> State:
     if start.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
         raise BundleError(path, "a web page, not weights", "the download failed; download it again")
     if start.startswith(b"PK"):
-        content = _read_zip(path, size)
-    elif start.startswith(b"\x80"):
-        content = _read_pickle(path, inert_names=[])
-    elif len(start) > 8 and start[8:9] == b"{":
-        content = _read_safetensors(path)
-    else:
-        raise BundleError(path, "not a weights file", "known: .pt, .pth, .ckpt of PyTorch, .npz, .safetensors")
-    return unwrap(content, source=str(path))
+        return _read_zip(path, size)
+    if start.startswith(b"\x80"):
+        return _read_pickle(path, inert_names=[])
+    if len(start) > 8 and start[8:9] == b"{":
+        return _read_safetensors(path)
+    raise BundleError(path, "not a weights file", "known: .pt, .pth, .ckpt of PyTorch, .npz, .safetensors")
 
 
 def _read_zip(path: Path, size: int) -> Mapping[Any, Any]:

@@ -16,6 +16,8 @@ _CLASSES = {
     "dynunet": "medseg.networks.dynunet:DynUNet",
     "mdpformer": "medseg.networks.mdpformer:MDPFormer",
     "paratranscnn": "medseg.networks.paratranscnn:ParaTransCNN",
+    "plain_conv_unet": "medseg.networks.plain_conv_unet:PlainConvUNet",
+    "resenc_unet": "medseg.networks.resenc_unet:ResidualEncoderUNet",
     "swin_umamba": "medseg.networks.swin_umamba:SwinUMamba",
     "swin_umamba_d": "medseg.networks.swin_umamba_d:SwinUMambaD",
     "swin_unetr": "medseg.networks.swin_unetr:SwinUNETR",

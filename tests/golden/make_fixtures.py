@@ -48,6 +48,29 @@ CASES: dict[str, tuple[dict[str, Any], list[int]]] = {
         {"n_channels": 3, "num_classes": 4, "heads": 4, "dim": 32, "depth": [1, 2, 1], "patch_size": 2},
         [1, 3, 64, 64],
     ),
+    "plain_conv_unet": (
+        {
+            "in_channels": 1,
+            "out_channels": 3,
+            "features_per_stage": [4, 6, 8],
+            "kernel_sizes": [[1, 3, 3], 3, 3],
+            "strides": [1, [1, 2, 2], 2],
+            "deep_supervision": True,
+        },
+        [1, 1, 24, 32, 40],
+    ),
+    "resenc_unet": (
+        {
+            "in_channels": 1,
+            "out_channels": 3,
+            "features_per_stage": [4, 6, 8],
+            "kernel_sizes": [[1, 3, 3], 3, 3],
+            "strides": [1, [1, 2, 2], 2],
+            "n_blocks_per_stage": [1, 2, 2],
+            "deep_supervision": True,
+        },
+        [1, 1, 24, 32, 40],
+    ),
     "swin_umamba": (
         {
             "in_channels": 1,

@@ -45,6 +45,8 @@ TINY = {
         {"dim": 16, "heads": 2, "depth": [1, 1, 1], "cnn_width": 8, "cnn_blocks": [1, 1, 1, 1]},
         settings={"batch_size": 4},
     ),
+    "plain_conv_unet": Tiny({"features_per_stage": [8, 12, 16], "strides": [1, 2, 2]}, rate=1e-2),
+    "resenc_unet": Tiny({"features_per_stage": [4, 8, 12], "strides": [1, 2, 2], "n_blocks_per_stage": 1}, rate=4e-3),
     "swin_umamba": Tiny(
         {
             "feature_sizes": [8, 8, 16, 32, 64],
