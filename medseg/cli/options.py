@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -32,7 +33,21 @@ Precision = Annotated[
     typer.Option(help="auto: float32 on the CPU unless the bundle is cleared for bf16."),
 ]
 Overlap = Annotated[float | None, typer.Option(help="Share that neighbouring windows have in common, 0 to below 1.")]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="Let a bundle of others run its own code where it needs some; only if you trust them."
+    ),
+]
 Flips = Annotated[bool, typer.Option("--tta", help="Average over the flips that the bundle allows; slower.")]
+
+Metadata = Annotated[
+    Path | None,
+    typer.Option(help="patients.csv with case, age, sex, for a bundle that diagnoses; a case goes by its file's name."),
+]
+Register = Annotated[
+    bool, typer.Option("--register", help="Lay the phases onto each other rigidly before they are diagnosed.")
+]
 
 
 def triple(option: str, text: str, kind: type[int] | type[float]) -> tuple[Any, Any, Any]:

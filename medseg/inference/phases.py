@@ -67,11 +67,13 @@ class PhaseVolume(Volume):
     """A scan with a channel for each phase of a bundle; what an absent one holds means nothing.
 
     Attributes:
+        names: of the channels.
         phases: of each channel, None where it is absent.
         reference: channel on whose grid all lie.
         unsuited: what is not as the bundle was trained on, one sentence each.
     """
 
+    names: tuple[str, ...] = ()
     phases: tuple[Phase | None, ...] = ()
     reference: int = 0
     unsuited: tuple[str, ...] = ()
@@ -155,6 +157,7 @@ def read_phases(
         np.full((spec.in_channels, *still.shape), AIR_HU, dtype=np.float32),
         still.affine,
         replace(source, path=files[by_channel[reference]], header=still.source.header, dicom=still.source.dicom),
+        tuple(spec.channels),
         (None,) * spec.in_channels,
         reference,
         unsuited,
@@ -168,7 +171,7 @@ def read_phases(
         else:
             phase = _lay(volumes[number], still, phase, files[number], whole.data[channel], align=align)
         found[channel] = phase
-    warnings = [*source.warnings, *_remarks(whole, found, spec.channels)]
+    warnings = [*source.warnings, *_remarks(whole, found)]
     return replace(whole, phases=tuple(found), source=replace(whole.source, warnings=tuple(warnings)))
 
 
@@ -307,9 +310,9 @@ def _offset(still: Volume, other: Volume) -> str:
     return f"{sizes[0]} mm against {sizes[1]} mm, middles {away:.0f} mm apart"
 
 
-def _remarks(whole: PhaseVolume, phases: Sequence[Phase | None], channels: Sequence[str]) -> list[str]:
+def _remarks(whole: PhaseVolume, phases: Sequence[Phase | None]) -> list[str]:
     """What a reader should know of the phases, one sentence each."""
-    found = []
+    found, channels = [], whole.names
     for channel, phase in enumerate(phases):
         if phase is None:
             found.append(f"phase {channels[channel]} is absent: reduced confidence")

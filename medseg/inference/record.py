@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+DISCLAIMER = "Research use only; not a medical device."
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,6 +51,7 @@ class BundleRecord(_Strict):
     )
     network: str = Field(description="The architecture, or ensemble.")
     training_cases: int | None = Field(None, description="How many cases the weights were trained on, if stated.")
+    own_code: str = Field("", description="Why code of a trusted bundle ran (--trust); empty where none did.")
     temperature: float = Field(1.0, description="Logits were divided by it; of an ensemble, beside its members' own.")
     members: tuple[MemberRecord, ...] = Field((), description="Of an ensemble; empty for a bundle alone.")
 
@@ -126,13 +129,74 @@ class LabelRecord(_Strict):
     components: int = Field(description="Connected pieces (26 neighbours).")
 
 
+class PhaseRecord(_Strict):
+    """One phase of contrast that was there."""
+
+    name: str = Field(description="The bundle's channel.")
+    file: str = Field(description="Without its folder.")
+    known_by: str = Field(description="named (--phase), number or name of the file, order, or assumed.")
+    reference: bool = Field(description="All phases and the label map lie on its grid.")
+    resampled: bool
+    covered: float = Field(description="Share of the reference's field of view that it covers.")
+    shift_mm: tuple[float, float, float] | None = Field(
+        description="Found by --register: what moves the middle of the field of view from the reference to this phase, "
+        "RAS mm; None where it was not asked for."
+    )
+    rotation_degrees: float | None = Field(description="Angle of that motion's rotation.")
+
+
+class DiameterRecord(_Strict):
+    """A lesion in one plane: its longest diameter, and the longest one at a right angle to it in the same slice."""
+
+    plane: str = Field(description="axial, coronal or sagittal.")
+    slice_index: int = Field(description="Along the scan's array axis, counted from 0.")
+    longest_mm: float
+    short_mm: float
+    longest_ends_mm: tuple[tuple[float, float, float], tuple[float, float, float]] = Field(description="RAS mm.")
+    short_ends_mm: tuple[tuple[float, float, float], tuple[float, float, float]] = Field(description="RAS mm.")
+
+
+class FindingRecord(_Strict):
+    """One connected lesion; its type is that of the patient's class."""
+
+    type: str = Field(description="Code of the most probable class that has a lesion.")
+    voxels: int
+    volume_ml: float
+    centroid_mm: tuple[float, float, float] = Field(description="Mean voxel centre, RAS mm.")
+    peak_voxel: tuple[int, int, int] = Field(description="Where the lesion is surest.")
+    confidence: float = Field(description="Probability of a lesion there.")
+    diameters: tuple[DiameterRecord, ...]
+    place: float | None = Field(
+        description="Along the straight axis of the organ: 0 its right end, 1 its left end; None without an organ."
+    )
+    part: str = Field(description="head (place below 0.35), body (below 0.7), tail, or unknown.")
+    contrast_hu: dict[str, float] = Field(description="Mean of the lesion less mean of the organ in each phase.")
+
+
+class DiagnosisRecord(_Strict):
+    """The class of the patient, and what it rests on."""
+
+    named: str = Field(description="Code of the most probable class.")
+    classes: dict[str, str] = Field(description="Code to name; the first one is without a lesion.")
+    probabilities: dict[str, float] = Field(description="Of each class, with all that is known.")
+    probabilities_without_metadata: dict[str, float] = Field(description="With age and sex unknown.")
+    phases: tuple[PhaseRecord, ...]
+    missing: tuple[str, ...] = Field(description="Phases that are absent, and age and sex where they are unknown.")
+    organ_ml: float = Field(description="The lesion not included.")
+    lesion_ml: float
+    findings: tuple[FindingRecord, ...] = Field(description="Of 0.3 ml or more, the largest first.")
+    flags: tuple[Literal["organ_not_found", "disagreement"], ...] = Field(
+        description="Reasons for a second look; disagreement: a lesion in a patient named healthy, or none in another."
+    )
+
+
 class Record(_Strict):
     """Everything that a segmentation's JSON file says."""
 
     schema_version: Literal[1] = 1
     medseg: str = Field(description="Version of medseg.")
     created: str = Field(description="UTC, ISO 8601.")
-    disclaimer: str = "Research use only; not a medical device."
+    disclaimer: str = DISCLAIMER
     input: InputRecord
     bundle: BundleRecord
     parameters: ParameterRecord
@@ -145,4 +209,5 @@ class Record(_Strict):
     warnings: tuple[str, ...]
     labels: tuple[LabelRecord, ...]
     uncertainty: UncertaintyRecord | None = Field(None, description="When asked for.")
+    diagnosis: DiagnosisRecord | None = Field(None, description="Of a bundle that diagnoses patients.")
     outputs: dict[str, str] = Field(default_factory=dict, description="What was written: kind to file name.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 from typing import BinaryIO
@@ -49,6 +50,12 @@ def split_suffix(path: str | Path) -> tuple[str, str]:
 def case_name(path: Path) -> str:
     """What a scan's outputs are called after: a folder's name, or a file's without its suffix."""
     return path.resolve().name if path.is_dir() else split_suffix(path)[0]
+
+
+def patient_names(path: Path) -> list[str]:
+    """What a table may call the patient of a scan: the file's name, without a number such as _0001, or the folder's."""
+    name = case_name(path)
+    return [name, re.sub(r"_\d{4}$", "", name), path.resolve().parent.name]
 
 
 def check_regular(path: Path) -> os.stat_result:

@@ -90,20 +90,24 @@ def facts_of(table: Path, *cases: str) -> PatientFacts:
     raise InputError(table, f"no row for {cases[0]}", "add one; age and sex may be empty in it")
 
 
-def told_facts(age: float | None, sex: str | None) -> PatientFacts:
+def told_facts(age: str | float | None, sex: str | None) -> PatientFacts:
     """What a user says of a patient; None: unknown.
 
+    Args:
+        age: years.
+        sex: F, M, female or male in any case.
+
     Raises:
-        UsageError: an age outside 0 to 120 years, or another word for the sex.
+        UsageError: no age between 0 and 120 years, or another word for the sex.
     """
-    if age is not None and not AGES[0] <= age <= AGES[1]:
-        raise UsageError(
-            "--age", f"{age:g} is not between {AGES[0]:g} and {AGES[1]:g} years", "leave it out if unknown"
-        )
+    years = math.nan if age is None else age_of(str(age))
+    if years is None or (age is not None and math.isnan(years)):
+        between = f"{AGES[0]:g} and {AGES[1]:g}"
+        raise UsageError("--age", f"{age!r} is no age between {between} years", "leave it out if unknown")
     number = sex_of(sex)
     if number is None:
         raise UsageError("--sex", f"{sex!r} is not known", "use F or M, or leave it out if unknown")
-    return PatientFacts(math.nan if age is None else float(age), number)
+    return PatientFacts(years, number)
 
 
 def age_of(text: str | None) -> float | None:

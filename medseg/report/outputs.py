@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medseg.errors import UsageError
+from medseg.inference.phases import PhaseVolume
+from medseg.inference.record import DISCLAIMER
 from medseg.inference.run import Result
 from medseg.io.dicom import check_referable, not_dicom
 from medseg.io.files import case_name, split_suffix
@@ -172,22 +174,13 @@ def write_outputs(result: Result, outputs: Outputs) -> Result:
         OutputError: something cannot be written; nothing is left behind.
         UsageError: DICOM outputs of a scan that is not DICOM.
     """
-    from medseg.report.preview import render_preview
-
     dicom = _dicom_outputs(result, outputs)
     if result.mutual_information is None:
         outputs = replace(outputs, mutual_information=None)
     written = {kind: path.name for kind, path in outputs.paths().items()}
     result = result.with_outputs(written)
     record = result.record
-    picture = render_preview(
-        result.volume.data[0],
-        result.label_map,
-        result.affine,
-        result.labels,
-        title=record.input.files[0],
-        lines=[record.bundle.summary, *record.warnings],
-    )
+    picture = _preview(result)
     with OutputSet() as files:
         files.add_labels(outputs.labels, result.label_map, result.volume, names=result.labels)
         files.add_bytes(outputs.record, (record.model_dump_json(indent=2) + "\n").encode())
@@ -205,6 +198,31 @@ def write_outputs(result: Result, outputs: Outputs) -> Result:
         for target, packed in dicom:
             files.add_bytes(target, packed)
     return result
+
+
+def _preview(result: Result) -> bytes:
+    """The picture of a result, with the diagnosis where there is one."""
+    from medseg.report.findings import diagnosis_lines, diagnosis_strip, focus_on
+    from medseg.report.preview import FOOTER, MARGIN, WIDTH, render_preview
+
+    record, volume = result.record, result.volume
+    image, names, focus, strip = volume.data[0], result.labels, None, None
+    if record.diagnosis is not None and isinstance(volume, PhaseVolume):
+        image, focus = volume.data[volume.reference], focus_on(record.diagnosis, volume)
+        found = {label.value for label in record.labels if label.voxels}
+        names = {value: name for value, name in names.items() if value in found}
+        strip = diagnosis_strip(record.diagnosis, volume, WIDTH - 2 * MARGIN)
+    return render_preview(
+        image,
+        result.label_map,
+        result.affine,
+        names,
+        title=record.input.files[0],
+        lines=[record.bundle.summary, *diagnosis_lines(record), *record.warnings],
+        focus=focus,
+        strip=strip,
+        footer=FOOTER if record.disclaimer == DISCLAIMER else record.disclaimer,
+    )
 
 
 def _dicom_outputs(result: Result, outputs: Outputs) -> list[tuple[Target, bytes]]:

@@ -24,7 +24,8 @@ from medseg.report.palette import Colour, label_colours
 WIDTH = 1280
 """Width of the picture in pixels."""
 
-_MARGIN = 36
+MARGIN = 36
+FOOTER = "Research use only, not for diagnosis"
 _GAP = 18
 _GUTTER = 26  # around a plane, for the orientation marks
 _CAPTION = 30  # above a plane
@@ -36,13 +37,13 @@ _LISTED_ABSENT = 6
 _FILL = 0.35
 
 _AIR_HU = -500.0
-_SOFT_TISSUE_WINDOW = (-160.0, 240.0)
+WINDOW_HU = (-160.0, 240.0)
 _LUNG_WINDOW = (-1350.0, 150.0)
 
-_BACKGROUND: Colour = (16, 19, 24)
-_PLANE_FRAME: Colour = (52, 58, 68)
-_TEXT: Colour = (236, 239, 244)
-_MUTED: Colour = (148, 156, 168)
+BACKGROUND: Colour = (16, 19, 24)
+PLANE_FRAME: Colour = (52, 58, 68)
+TEXT: Colour = (236, 239, 244)
+MUTED: Colour = (148, 156, 168)
 _MARK: Colour = (255, 214, 102)
 
 # What the built-in font lacks and decomposition does not give.
@@ -67,6 +68,32 @@ class _Entry:
     volume_ml: float
 
 
+@dataclass(frozen=True, slots=True)
+class Caliper:
+    """A measured length, drawn on one plane.
+
+    Attributes:
+        plane: axial, coronal or sagittal.
+        ends_mm: both ends in RAS mm.
+    """
+
+    plane: str
+    ends_mm: tuple[tuple[float, float, float], tuple[float, float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Focus:
+    """What the planes go through, where it is not the largest structure.
+
+    Attributes:
+        centre: index of the slice along each canonical (RAS) axis.
+        calipers: lengths to draw.
+    """
+
+    centre: tuple[int, int, int]
+    calipers: tuple[Caliper, ...] = ()
+
+
 def render_preview(
     image: NDArray[np.floating],
     labels: NDArray[np.integer],
@@ -75,6 +102,9 @@ def render_preview(
     *,
     title: str,
     lines: Sequence[str] = (),
+    focus: Focus | None = None,
+    strip: Image.Image | None = None,
+    footer: str = FOOTER,
 ) -> bytes:
     """Draw three planes of a scan with its segmentation.
 
@@ -85,6 +115,9 @@ def render_preview(
         names: name of each label value; a value without a name is called ``label V``.
         title: headline.
         lines: smaller lines below it; cut at the picture's width.
+        focus: where the planes lie, and lengths to draw; None: through the largest structure.
+        strip: a picture below the planes, up to `WIDTH` less two margins wide.
+        footer: a line at the bottom.
 
     Returns:
         A PNG file's bytes, `WIDTH` pixels wide, as high as the content needs.
@@ -94,12 +127,12 @@ def render_preview(
     """
     if image.ndim != 3 or image.shape != labels.shape:
         raise ValueError(f"image and labels must have one shape (X, Y, Z), got {image.shape} and {labels.shape}")
-    order = AxisOrder.to_canonical(affine)
-    size = spacing(order.affine(affine, image.shape))
+    order, shape = AxisOrder.to_canonical(affine), image.shape
+    size = spacing(order.affine(affine, shape))
     image, labels = order.apply(image), order.apply(labels)
     boxes = label_boxes(labels)
     voxels = {value: int(np.count_nonzero(labels[box] == value)) for value, box in boxes.items()}
-    centre = _centre(labels, boxes, voxels)
+    centre = focus.centre if focus is not None else _centre(labels, boxes, voxels)
 
     values = sorted({*boxes, *(value for value in names if value > 0)})
     colours = dict(zip(values, label_colours(len(values)), strict=True))
@@ -111,13 +144,18 @@ def render_preview(
     extent = np.asarray(image.shape) * size
     scale = _scale(extent)
     planes = []
-    for _, (column, row), _ in _PLANES:
+    inverse = np.linalg.inv(order.affine(affine, shape))
+    for name, (column, row), _ in _PLANES:
         through = 3 - column - row
         index = [slice(None), slice(None), slice(None)]
         pixels = (max(1, round(extent[column] * scale)), max(1, round(extent[row] * scale)))
         cut = tuple(centre[axis] if axis == through else index[axis] for axis in range(3))
-        planes.append(_plane(image[cut], labels[cut], pixels, window, colours))
-    return _compose(planes, entries, centre, image.shape, scale, title, lines)
+        planes.append(picture_plane(image[cut], labels[cut], pixels, window, colours))
+        for caliper in focus.calipers if focus is not None else ():
+            if caliper.plane == name.lower():
+                ends = [(inverse[:3, :3] @ end + inverse[:3, 3])[[column, row]] for end in caliper.ends_mm]
+                _draw_caliper(planes[-1], ends, (image.shape[column], image.shape[row]))
+    return _compose(planes, entries, centre, image.shape, scale, title, lines, strip, footer)
 
 
 def _centre(
@@ -167,7 +205,7 @@ def _window(image: NDArray[np.floating], labels: NDArray[np.integer]) -> tuple[f
     if low < _AIR_HU and high > 0:
         labelled = sample[labels[::step, ::step, ::step] > 0]
         airy = labelled.size > 0 and float(np.median(labelled)) < _AIR_HU
-        return _LUNG_WINDOW if airy else _SOFT_TISSUE_WINDOW
+        return _LUNG_WINDOW if airy else WINDOW_HU
     body = sample[sample > low + 0.05 * (high - low)]
     if body.size:
         low, high = (float(v) for v in np.percentile(body, (1.0, 99.5)))
@@ -184,7 +222,7 @@ def _scale(extent: NDArray[np.float64]) -> float:
     low, high = 0.0, 4096.0 / float(extent.max())
     for _ in range(40):
         middle = (low + high) / 2
-        if sum(_cells(extent * middle)) + 2 * _GAP <= WIDTH - 2 * _MARGIN and max(extent[1:]) * middle <= (
+        if sum(_cells(extent * middle)) + 2 * _GAP <= WIDTH - 2 * MARGIN and max(extent[1:]) * middle <= (
             _MAX_PLANE_HEIGHT
         ):
             low = middle
@@ -198,7 +236,7 @@ def _cells(pixels: NDArray[np.float64]) -> list[int]:
     return [max(math.ceil(pixels[column]) + 2 * _GUTTER, _MIN_CELL) for _, (column, _), _ in _PLANES]
 
 
-def _plane(
+def picture_plane(
     image: NDArray[np.floating],
     labels: NDArray[np.integer],
     pixels: tuple[int, int],
@@ -234,6 +272,15 @@ def _plane(
     return Image.fromarray(np.round(canvas).astype(np.uint8))
 
 
+def _draw_caliper(plane: Image.Image, ends: Sequence[NDArray[np.float64]], shape: tuple[int, int]) -> None:
+    """Draw a length on a plane's picture; ends (column, row) in voxels of a canonical slice of this shape."""
+    width, height = plane.width / shape[0], plane.height / shape[1]
+    points = [((shape[0] - 0.5 - x) * width, (shape[1] - 0.5 - y) * height) for x, y in ends]
+    draw = ImageDraw.Draw(plane)
+    for colour, thickness in (((0, 0, 0), 4), (_MARK, 2)):
+        draw.line([points[0], points[1]], colour, thickness)
+
+
 def _contour(labels: NDArray[np.integer]) -> NDArray[np.bool_]:
     """Pixels (rows, columns) within two pixels of another label."""
     edge = np.zeros(labels.shape, dtype=bool)
@@ -255,19 +302,22 @@ def _compose(
     scale: float,
     title: str,
     lines: Sequence[str],
+    strip: Image.Image | None,
+    footer: str,
 ) -> bytes:
-    """Put title, planes, legend and footer on one canvas; returns the PNG's bytes."""
-    row_height = max(plane.height for plane in planes) + 2 * _GUTTER + _CAPTION
+    """Put title, planes, strip, legend and footer on one canvas; returns the PNG's bytes."""
+    planes_height = max(plane.height for plane in planes) + 2 * _GUTTER + _CAPTION
+    row_height = planes_height + (strip.height + _GAP if strip is not None else 0)
     legend, note = _legend(entries)
     legend_height = _LEGEND_ROW * max((len(column) for column in legend), default=0) + (_LEGEND_ROW + 6 if note else 0)
-    top = _MARGIN + 44 + 26 * len(lines) + 18
-    height = top + row_height + 20 + legend_height + 28 + 30 + _MARGIN // 2
-    canvas = Image.new("RGB", (WIDTH, height), _BACKGROUND)
+    top = MARGIN + 44 + 26 * len(lines) + 18
+    height = top + row_height + 20 + legend_height + 28 + 30 + MARGIN // 2
+    canvas = Image.new("RGB", (WIDTH, height), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    draw.text((_MARGIN, _MARGIN + 24), _fit(title, _font(30), WIDTH - 2 * _MARGIN), _TEXT, _font(30), anchor="ls")
+    draw.text((MARGIN, MARGIN + 24), fit(title, font(30), WIDTH - 2 * MARGIN), TEXT, font(30), anchor="ls")
     for number, line in enumerate(lines):
-        place = (_MARGIN, _MARGIN + 58 + 26 * number)
-        draw.text(place, _fit(line, _font(17), WIDTH - 2 * _MARGIN), _MUTED, _font(17), anchor="ls")
+        place = (MARGIN, MARGIN + 58 + 26 * number)
+        draw.text(place, fit(line, font(17), WIDTH - 2 * MARGIN), MUTED, font(17), anchor="ls")
 
     widths = [max(plane.width + 2 * _GUTTER, _MIN_CELL) for plane in planes]
     left = (WIDTH - sum(widths) - 2 * _GAP) // 2
@@ -276,14 +326,16 @@ def _compose(
         _draw_plane(canvas, plane, (left, top, width), name, f"{centre[through] + 1} / {shape[through]}", marks)
         left += width + _GAP
 
+    if strip is not None:
+        canvas.paste(strip, (MARGIN, top + planes_height + _GAP))
     below = top + row_height + 20
     _draw_legend(draw, legend, below)
     if note:
-        place = (_MARGIN, below + legend_height - _LEGEND_ROW // 2)
-        draw.text(place, note, _MUTED if legend else _MARK, _font(17), anchor="lm")
-    foot = height - _MARGIN // 2 - 18
-    draw.line((_MARGIN, foot - 22, WIDTH - _MARGIN, foot - 22), _PLANE_FRAME)
-    draw.text((_MARGIN, foot), "Research use only, not for diagnosis", _MUTED, _font(15), anchor="lm")
+        place = (MARGIN, below + legend_height - _LEGEND_ROW // 2)
+        draw.text(place, note, MUTED if legend else _MARK, font(17), anchor="lm")
+    foot = height - MARGIN // 2 - 18
+    draw.line((MARGIN, foot - 22, WIDTH - MARGIN, foot - 22), PLANE_FRAME)
+    draw.text((MARGIN, foot), fit(footer, font(15), 0.7 * WIDTH), MUTED, font(15), anchor="lm")
     _draw_scale_bar(draw, scale, foot)
     file = io.BytesIO()
     canvas.save(file, format="PNG", compress_level=6)
@@ -299,10 +351,10 @@ def _draw_plane(
     x = left + (width - plane.width) // 2
     y = top + _CAPTION + _GUTTER
     canvas.paste(plane, (x, y))
-    draw.rectangle((x - 1, y - 1, x + plane.width, y + plane.height), outline=_PLANE_FRAME)
-    label = _font(18)
-    draw.text((left + _GUTTER, top + 16), name, _TEXT, label, anchor="ls")
-    draw.text((left + width - _GUTTER, top + 16), slice_text, _MUTED, _font(16), anchor="rs")
+    draw.rectangle((x - 1, y - 1, x + plane.width, y + plane.height), outline=PLANE_FRAME)
+    label = font(18)
+    draw.text((left + _GUTTER, top + 16), name, TEXT, label, anchor="ls")
+    draw.text((left + width - _GUTTER, top + 16), slice_text, MUTED, font(16), anchor="rs")
     middle_x, middle_y = x + plane.width // 2, y + plane.height // 2
     half = _GUTTER // 2
     for mark, place in zip(
@@ -337,55 +389,55 @@ def _legend(entries: Sequence[_Entry]) -> tuple[list[list[_Entry | str]], str]:
     note = ""
     if absent:
         listed = ", ".join(absent) if len(absent) <= _LISTED_ABSENT else f"{len(absent)} of {len(entries)} structures"
-        note = _fit(f"not found: {listed}", _font(17), WIDTH - 2 * _MARGIN)
+        note = fit(f"not found: {listed}", font(17), WIDTH - 2 * MARGIN)
     return [shown[start : start + rows] for start in range(0, len(shown), rows)], note
 
 
 def _legend_columns(entries: Sequence[_Entry]) -> int:
     """Number of columns: few and wide for few structures, at most four."""
-    return max(1, min(4, len(entries), (WIDTH - 2 * _MARGIN) // _legend_width(entries)))
+    return max(1, min(4, len(entries), (WIDTH - 2 * MARGIN) // _legend_width(entries)))
 
 
 def _legend_width(entries: Sequence[_Entry]) -> int:
     """Width in pixels of a column that holds the longest name and volume, up to half the picture."""
-    text = _font(17)
+    text = font(17)
     widest = max(
         text.getlength(_printable(entry.name)) + text.getlength(_millilitres(entry.volume_ml)) for entry in entries
     )
-    return min(math.ceil(widest) + 28 + 32 + 48, (WIDTH - 2 * _MARGIN) // 2)
+    return min(math.ceil(widest) + 28 + 32 + 48, (WIDTH - 2 * MARGIN) // 2)
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, legend: Sequence[Sequence[_Entry | str]], top: int) -> None:
     """Draw the legend's columns: swatch, name, volume."""
     if not legend:
         return
-    text = _font(17)
+    text = font(17)
     shown = [entry for column in legend for entry in column if isinstance(entry, _Entry)]
-    width = min(_legend_width(shown), (WIDTH - 2 * _MARGIN) // len(legend))
+    width = min(_legend_width(shown), (WIDTH - 2 * MARGIN) // len(legend))
     for number, column in enumerate(legend):
-        left = _MARGIN + number * width
+        left = MARGIN + number * width
         for row, entry in enumerate(column):
             middle = top + row * _LEGEND_ROW + _LEGEND_ROW // 2
             if isinstance(entry, str):
-                draw.text((left + 28, middle), entry, _MUTED, text, anchor="lm")
+                draw.text((left + 28, middle), entry, MUTED, text, anchor="lm")
                 continue
             draw.rounded_rectangle((left, middle - 8, left + 16, middle + 8), 3, entry.colour)
             volume = _millilitres(entry.volume_ml)
             room = width - 28 - 32 - 48 - text.getlength(volume)
-            name = _fit(entry.name, text, room)
-            draw.text((left + 28, middle), name, _TEXT, text, anchor="lm")
-            draw.text((left + width - 48, middle), volume, _MUTED, text, anchor="rm")
+            name = fit(entry.name, text, room)
+            draw.text((left + 28, middle), name, TEXT, text, anchor="lm")
+            draw.text((left + width - 48, middle), volume, MUTED, text, anchor="rm")
 
 
 def _draw_scale_bar(draw: ImageDraw.ImageDraw, scale: float, middle: int) -> None:
     """Draw a bar of a round length in millimetres at the right end of the footer."""
     length = max((mm for mm in (1, 2, 5, 10, 20, 50, 100, 200) if mm * scale <= 180), default=1)
-    right = WIDTH - _MARGIN
+    right = WIDTH - MARGIN
     left = right - round(length * scale)
-    draw.line((left, middle, right, middle), _TEXT, 2)
+    draw.line((left, middle, right, middle), TEXT, 2)
     for x in (left, right):
-        draw.line((x, middle - 5, x, middle + 5), _TEXT, 2)
-    draw.text((left - 12, middle), f"{length} mm", _MUTED, _font(15), anchor="rm")
+        draw.line((x, middle - 5, x, middle + 5), TEXT, 2)
+    draw.text((left - 12, middle), f"{length} mm", MUTED, font(15), anchor="rm")
 
 
 def _millilitres(volume: float) -> str:
@@ -396,12 +448,12 @@ def _millilitres(volume: float) -> str:
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font: the same on every machine."""
     return ImageFont.load_default(size)
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+def fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
     """The text on one line, cut with an ellipsis when it is wider than `width` pixels."""
     text = _printable(text)
     if font.getlength(text) <= width:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from medseg.io.geometry import AxisOrder, spacing
 from medseg.report.palette import label_colours
-from medseg.report.preview import _BACKGROUND, _MUTED, _TEXT, _fit, _font, _plane
+from medseg.report.preview import BACKGROUND, MUTED, TEXT, fit, font, picture_plane
 
 _PANEL = 300  # width in pixels
 _GAP = 8
@@ -64,16 +64,16 @@ def render_sheet(
     pictures = [_pictures(row, window, colours) for row in rows]
     width = (len(columns) + 1) * (_PANEL + _GAP) + 3 * _GAP
     height = _TOP + sum(row[0].height + _CAPTION for row in pictures) + _GAP
-    canvas = Image.new("RGB", (width, height), _BACKGROUND)
+    canvas = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    draw.text((2 * _GAP, 34), _fit(title, _font(26), width - 4 * _GAP), _TEXT, _font(26), anchor="ls")
-    draw.text((2 * _GAP, 60), _fit(line, _font(16), width - 4 * _GAP), _MUTED, _font(16), anchor="ls")
+    draw.text((2 * _GAP, 34), fit(title, font(26), width - 4 * _GAP), TEXT, font(26), anchor="ls")
+    draw.text((2 * _GAP, 60), fit(line, font(16), width - 4 * _GAP), MUTED, font(16), anchor="ls")
     for number, name in enumerate((*columns, "labels")):
-        draw.text((2 * _GAP + number * (_PANEL + _GAP), _TOP - 6), name, _MUTED, _font(16), anchor="ls")
+        draw.text((2 * _GAP + number * (_PANEL + _GAP), _TOP - 6), name, MUTED, font(16), anchor="ls")
     top = _TOP
     for row, panels in zip(rows, pictures, strict=True):
-        text = _fit(row.caption, _font(16), width - 4 * _GAP)
-        draw.text((2 * _GAP, top + 26), text, _TEXT, _font(16), anchor="ls")
+        text = fit(row.caption, font(16), width - 4 * _GAP)
+        draw.text((2 * _GAP, top + 26), text, TEXT, font(16), anchor="ls")
         for number, panel in enumerate(panels):
             canvas.paste(panel, (2 * _GAP + number * (_PANEL + _GAP), top + _CAPTION - 6))
         top += panels[0].height + _CAPTION
@@ -92,5 +92,5 @@ def _pictures(row: Row, window: tuple[float, float], colours: Mapping[int, tuple
     pixels = (_PANEL, round(_PANEL * labels.shape[1] * size[1] / (labels.shape[0] * size[0])))
     empty = np.zeros_like(labels[..., level])
     phases = [order.apply(image)[..., level] for image in row.images]
-    panels = [_plane(image, empty, pixels, window, colours) for image in phases]
-    return [*panels, _plane(phases[min(1, len(phases) - 1)], labels[..., level], pixels, window, colours)]
+    panels = [picture_plane(image, empty, pixels, window, colours) for image in phases]
+    return [*panels, picture_plane(phases[min(1, len(phases) - 1)], labels[..., level], pixels, window, colours)]
