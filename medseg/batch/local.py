@@ -308,7 +308,7 @@ def make_worker(
     Raises:
         BundleError: a bundle cannot be loaded.
     """
-    worker = Worker(load_ensemble(bundle, weights), settings, output, token=token)
+    worker = Worker(load_ensemble(bundle, weights, trust=settings.trust), settings, output, token=token)
     worker.load()
     return worker
 

@@ -116,7 +116,7 @@ def run_batch(
     """
     begin = time.perf_counter()
     settings, workers, listener = settings or Settings(), workers or Workers(), listener or Silence()
-    loaded = load_ensemble(bundle, weights)
+    loaded = load_ensemble(bundle, weights, trust=settings.trust)
     _check(loaded, settings, workers)
     folder = Path(output).absolute()
     found = find_cases(inputs, channels=loaded.spec.in_channels, recursive=recursive, output=folder)

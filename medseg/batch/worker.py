@@ -52,11 +52,17 @@ class Settings:
     rtstruct: bool = False
     backend: str = "auto"
     precision: str = "auto"
+    trust: bool = False
+    series: str | None = None
+    assign_uids: bool = False
+    metadata: str | None = None
+    align: bool = False
 
     def computing(self) -> dict[str, Any]:
         """What `infer` takes of it, by name."""
         asked = asdict(self)
         refer = asked.pop("dicom_seg"), asked.pop("rtstruct")
+        asked.pop("metadata")
         return {**asked, "refer": any(refer)}
 
 
@@ -71,11 +77,16 @@ class Key:
     def of(cls, bundle: Ensemble, settings: Settings) -> Key:
         """The key of a bundle, or of several, and what is asked of it.
 
-        The device is left out, so that a run begun on a cluster may end on a laptop; so is --force, which decides
-        whether a scan is computed and not what comes out.
+        The device is left out, so that a run begun on a cluster may end on a laptop; so are --force and --trust, which
+        decide whether a scan is computed and not what comes out.
         """
-        asked = {name: value for name, value in asdict(settings).items() if name not in {"device", "force"}}
+        asked = {name: value for name, value in asdict(settings).items() if name not in {"device", "force", "trust"}}
+        for name in ("series", "assign_uids", "metadata", "align"):
+            if not asked[name]:  # results of versions without these options stand
+                del asked[name]
         configs = sha256_of_files(bundle.configs())
+        if settings.metadata is not None:
+            asked["metadata"] = sha256_of_files([Path(settings.metadata)])
         text = json.dumps({"configs": configs, **asked}, sort_keys=True)
         return cls(bundle.sha256, hashlib.sha256(text.encode()).hexdigest())
 
@@ -145,14 +156,20 @@ class Worker:
         Raises:
             MedsegError: as `read_volume`.
         """
-        from medseg.io.read import read_volume
+        from medseg.io.read import is_dicom_input, read_volume
 
         if case.problem:
             raise InputError(case.scans[0], case.problem, "give one file for each channel")
         begin = time.perf_counter()
         mark = fingerprint(case.scans)
+        series = self.settings.series
+        if series is not None and not all(map(is_dicom_input, case.scans)):
+            series = None  # a batch may hold other files beside DICOM
         volume = read_volume(
-            _scan(case), channels=self.bundle.spec.in_channels, fix_gantry_tilt=self.settings.fix_gantry_tilt
+            _scan(case),
+            channels=self.bundle.spec.in_channels,
+            series=series,
+            fix_gantry_tilt=self.settings.fix_gantry_tilt,
         )
         return ReadScan(volume, mark, time.perf_counter() - begin)
 

@@ -19,7 +19,7 @@ from typing import Any
 from medseg.bundles.integrity import check_manifest, write_manifest
 from medseg.bundles.load import Bundle, load_bundle
 from medseg.bundles.locate import DEFAULT_BUNDLE, find_bundle, is_ensemble
-from medseg.bundles.spec import ENSEMBLE, BundleSpec, Calibration, parse_calibration, read_json
+from medseg.bundles.spec import ENSEMBLE, BundleSpec, Calibration, config_files, parse_calibration, read_json
 from medseg.bundles.weights import put_in_place
 from medseg.bundles.write import metadata_config
 from medseg.errors import BundleError, OutputError, UsageError
@@ -88,6 +88,12 @@ class Ensemble:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
+    def own_code(self) -> str:
+        """Why code of trusted bundles runs, "" where none does."""
+        own = [(member.bundle.name, member.bundle.own_code) for member in self.members]
+        return "; ".join(f"{name}: {code.reason}" for name, code in own if code is not None)
+
+    @property
     def fitted(self) -> Calibration:
         """What holds for the result: the bundle's own calibration where it is alone, else the ensemble's."""
         return self.spec.calibration if self.alone else self.calibration
@@ -103,20 +109,25 @@ class Ensemble:
         roots = [member.bundle.root for member in self.members]
         if self.root is not None and self.root not in roots:
             roots.insert(0, self.root)
-        return [root / name for root in roots for name in _CONFIGS]
+        scripts = [path for root in roots for path in sorted((root / "scripts").rglob("*.py"))] if self.own_code else []
+        return [path for root in roots for path in config_files(root)] + scripts
 
 
 Loadable = str | Path | Bundle | Ensemble
 
 
 def load_ensemble(
-    bundles: Loadable | Sequence[Loadable] = DEFAULT_BUNDLE, weights: Sequence[float] | None = None
+    bundles: Loadable | Sequence[Loadable] = DEFAULT_BUNDLE,
+    weights: Sequence[float] | None = None,
+    *,
+    trust: bool = False,
 ) -> Ensemble:
     """Load a bundle, an ensemble bundle, or several bundles that are to be averaged.
 
     Args:
         bundles: names, folders, or what was loaded before.
         weights: a positive number for each of several bundles; None: all the same.
+        trust: as `load_bundle`, of bundles that are named; members of an ensemble bundle run no code.
 
     Raises:
         UsageError: no bundle, or weights that do not fit.
@@ -130,8 +141,9 @@ def load_ensemble(
         raise UsageError("--weight", f"{len(weights)} weights for {len(given)} bundles", "give one for each, or none")
     if len(given) == 1:
         _shares(weights or [1.0])
-        return _load_one(given[0])
-    return _together(" + ", [_member(one) for one in given], _shares(weights or [1.0] * len(given)))
+        return _load_one(given[0], trust=trust)
+    members = [_member(one, trust=trust) for one in given]
+    return _together(" + ", members, _shares(weights or [1.0] * len(given)))
 
 
 def make_ensemble(
@@ -198,14 +210,14 @@ def make_ensemble(
     return target
 
 
-def _load_one(bundle: Loadable) -> Ensemble:
+def _load_one(bundle: Loadable, *, trust: bool) -> Ensemble:
     """A bundle alone, or an ensemble bundle."""
     if isinstance(bundle, Ensemble):
         return bundle
     if isinstance(bundle, Bundle):
         return Ensemble.of(bundle)
     root = find_bundle(bundle)
-    return _load_kept(root) if is_ensemble(root) else Ensemble.of(load_bundle(root))
+    return _load_kept(root) if is_ensemble(root) else Ensemble.of(load_bundle(root, trust=trust))
 
 
 def _load_kept(root: Path) -> Ensemble:
@@ -257,26 +269,26 @@ def listed_members(root: Path) -> list[tuple[str, float]]:
     return listed
 
 
-def _member(bundle: Loadable) -> Bundle:
+def _member(bundle: Loadable, *, trust: bool = False) -> Bundle:
     """A bundle with a network of its own.
 
     Raises:
         BundleError: it is an ensemble.
     """
-    loaded = _only_bundle(bundle)
+    loaded = _only_bundle(bundle, trust=trust)
     if loaded is None:
         name = bundle.name if isinstance(bundle, Ensemble) else Path(str(bundle)).name
         raise BundleError(name, "is an ensemble itself", "name its members instead")
     return loaded
 
 
-def _only_bundle(bundle: Loadable) -> Bundle | None:
+def _only_bundle(bundle: Loadable, *, trust: bool) -> Bundle | None:
     if isinstance(bundle, Bundle):
         return bundle
     if isinstance(bundle, Ensemble):
         return bundle.members[0].bundle if bundle.alone else None
     root = find_bundle(bundle)
-    return None if is_ensemble(root) else load_bundle(root)
+    return None if is_ensemble(root) else load_bundle(root, trust=trust)
 
 
 def _together(joint: str, bundles: Sequence[Bundle], shares: Sequence[float]) -> Ensemble:
@@ -312,6 +324,8 @@ def _difference(first: BundleSpec, other: BundleSpec) -> tuple[str, str, str] | 
         return "channels", ", ".join(other.channels), ", ".join(first.channels)
     if other.activation != first.activation:
         return "activation", other.activation, first.activation
+    if other.label_steps != first.label_steps:
+        return "steps after the network", str(other.label_steps), str(first.label_steps)
     if other.regions != first.regions:
         return "regions", _regions(other), _regions(first)
     return None

@@ -12,7 +12,7 @@ from medseg.bundles.ensemble import load_ensemble
 from medseg.bundles.integrity import MANIFEST, check_manifest
 from medseg.bundles.load import Bundle, load_bundle
 from medseg.bundles.locate import find_bundle, is_ensemble
-from medseg.bundles.spec import read_json
+from medseg.bundles.spec import config_files, is_foreign, read_json
 from medseg.errors import BundleError
 
 # Required by MONAI's meta_schema_20240725, and the types that it sets for fields that are there.
@@ -60,8 +60,12 @@ class Check:
     found: str
 
 
-def verify_bundle(bundle: str | Path) -> Iterator[Check]:
+def verify_bundle(bundle: str | Path, *, trust: bool = False) -> Iterator[Check]:
     """Run the checks one after the other; a failed one does not stop those that can still run.
+
+    Args:
+        bundle: a bundle's name or folder.
+        trust: let its own code run where it needs some.
 
     Raises:
         BundleError: there is no such bundle.
@@ -75,11 +79,16 @@ def verify_bundle(bundle: str | Path) -> Iterator[Check]:
         yield _check("members", lambda: _members(root))
         return
     try:
-        loaded = load_bundle(root)
+        loaded = load_bundle(root, trust=trust)
     except BundleError as err:
         yield Check("inference.json", passed=False, found=str(err))
         return
-    yield Check("inference.json", passed=True, found="only what medseg runs itself")
+    own = loaded.own_code
+    found = "only what medseg runs itself" if own is None else f"its own code runs: {own.reason}"
+    yield Check("inference.json", passed=True, found=found)
+    if own is not None and own.pipeline:
+        yield _check("network", lambda: f"{sum(one.numel() for one in loaded.network().parameters()):,} parameters")
+        return
     if loaded.weights is None:
         yield Check("weights", passed=True, found=f"none shipped; {loaded.how_to_get_weights()}")
         yield _check("network", lambda: _network(loaded))
@@ -96,13 +105,14 @@ def _check(name: str, run: Callable[[], str]) -> Check:
 
 def _folder_name(root: Path) -> str:
     name = root.resolve().name
-    if not re.fullmatch(r"[a-z0-9_]+", name):
+    if not re.fullmatch(r"[A-Za-z0-9_]+" if _of_others(root) else r"[a-z0-9_]+", name):
         raise BundleError(name, "is not made of a-z, 0-9 and _", "rename the folder")
     return name
 
 
 def _files(root: Path) -> str:
-    wanted = ("LICENSE", "configs/metadata.json", "configs/inference.json", "docs/README.md")
+    configs = tuple(path.relative_to(root).as_posix() for path in config_files(root))
+    wanted = configs if _of_others(root) else ("LICENSE", *configs, "docs/README.md")
     missing = [name for name in wanted if not (root / name).is_file()]
     if missing:
         raise BundleError(root, f"lacks {', '.join(missing)}", "add the files")
@@ -111,18 +121,31 @@ def _files(root: Path) -> str:
 
 def _manifest(root: Path) -> str:
     if not check_manifest(root):
+        if _of_others(root):
+            return "none, as others ship bundles without"
         raise BundleError(root, f"has no {MANIFEST}", "pack it with medseg bundles pack")
     return "every file has the listed size and SHA-256"
 
 
+def _of_others(root: Path) -> bool:
+    """Whether a bundle is not of medseg's own kind."""
+    try:
+        return is_foreign(read_json(config_files(root)[1]))
+    except BundleError:
+        return False
+
+
 def check_metadata(metadata: Mapping[str, Any]) -> str:
-    """Hold metadata.json against the rules of MONAI's schema of 2024-07-25.
+    """Hold metadata.json against the rules of MONAI's schema of 2024-07-25, or of 2022-03-24 where it names that.
 
     Raises:
         BundleError: a field is missing or of another type; all are named.
     """
-    wrong = [f"{key} is missing" for key in _REQUIRED if key not in metadata]
-    for key, kind in (_REQUIRED | _TYPED).items():
+    required = dict(_REQUIRED)
+    if "20220324" in str(metadata.get("schema")):
+        required["optional_packages_version"] = required.pop("required_packages_version")
+    wrong = [f"{key} is missing" for key in required if key not in metadata]
+    for key, kind in (required | _TYPED).items():
         if key in metadata and not isinstance(metadata[key], kind):
             wrong.append(f"{key} is not a {kind.__name__}")
     for group, inner in (("inputs", "image"), ("outputs", "pred")):

@@ -32,6 +32,9 @@ from medseg.bundles.zoo_expressions import TRUST, Configuration, painted
 from medseg.bundles.zoo_networks import checked_arguments, known_networks, zoo_network
 from medseg.errors import BundleError
 
+OWN_NETWORK = "own code"
+"""`BundleSpec.network` of a bundle that brings its network as code."""
+
 _IMAGE, _PREDICTION = "image", "pred"
 # Arguments that say where or in which container something is computed, not what comes out.
 _FREE = {"keys", "allow_missing_keys", "device", "lazy", "track_meta", "data_type", "wrap_sequence", "_desc_"}
@@ -78,14 +81,22 @@ class _After:
     notes: list[str] = field(default_factory=list)
 
 
-def parse_zoo(metadata: Mapping[str, Any], tree: Mapping[str, Any], where: Path) -> BundleSpec:
-    """A `BundleSpec` from the two parsed files; `where` names the second in errors.
+def parse_zoo(
+    metadata: Mapping[str, Any], tree: Mapping[str, Any], where: Path, *, own_network: bool = False
+) -> BundleSpec:
+    """A `BundleSpec` from the two parsed files.
+
+    Args:
+        metadata: content of metadata.json.
+        tree: content of inference.json.
+        where: the latter's path, for errors.
+        own_network: the network is the bundle's own code, which others build; network_def is not read.
 
     Raises:
         BundleError: something is missing, contradictory, or not on the list; the message names it.
     """
     config = Configuration(tree, where)
-    network, network_args = _network(config)
+    network, network_args = (OWN_NETWORK, {}) if own_network else _network(config)
     before, after, window = _preprocessing(config), _postprocessing(config), _inferer(config)
     channels, outputs, modality = _format(metadata, where.with_name("metadata.json"))
     activation: Activation = after.discrete or after.activation or "softmax"
@@ -117,6 +128,29 @@ def parse_zoo(metadata: Mapping[str, Any], tree: Mapping[str, Any], where: Path)
     )
     check_spec(spec, len(outputs), where)
     return spec
+
+
+def bare_spec(metadata: Mapping[str, Any], where: Path) -> BundleSpec:
+    """What metadata.json alone tells, of a bundle that runs its own pipeline; `where` is its configuration's path.
+
+    Raises:
+        BundleError: metadata.json does not tell inputs and outputs.
+    """
+    channels, outputs, modality = _format(metadata, where.with_name("metadata.json"))
+    return BundleSpec(
+        network=OWN_NETWORK,
+        network_args={},
+        channels=channels,
+        labels=outputs,
+        roi_size=(1, 1, 1),
+        orientation=None,
+        suitability=Suitability(modality=modality),
+    )
+
+
+def overlapping(outputs: Mapping[int, str]) -> tuple[tuple[Region, ...], dict[int, str]]:
+    """Regions and labels of channels that overlap, where no rule is stated: see `_labels`."""
+    return _labels(outputs, "sigmoid", ())
 
 
 def _format(metadata: Mapping[str, Any], where: Path) -> tuple[tuple[str, ...], dict[int, str], str]:

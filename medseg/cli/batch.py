@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from medseg.bundles.locate import DEFAULT_BUNDLE
-from medseg.cli.options import Backend, Bundles, Device, Flips, Overlap, Precision, Weights
+from medseg.cli.options import AssignUids, Backend, Bundles, Device, Flips, Overlap, Precision, Trust, Weights
 from medseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,12 +47,18 @@ def batch(
     uncertainty: Annotated[
         bool, typer.Option("--uncertainty", help="Also write how sure each voxel is, and score each case.")
     ] = False,
+    trust: Trust = False,
     force: Annotated[
         bool, typer.Option("--force", help="Go on with scans that are not what the bundle was trained on.")
     ] = False,
     fix_gantry_tilt: Annotated[
         bool, typer.Option("--fix-gantry-tilt", help="Resample DICOM series of a tilted gantry to right angles.")
     ] = False,
+    series: Annotated[
+        str | None,
+        typer.Option(help="Of DICOM cases with several series: the number in the list of medseg inspect, or largest."),
+    ] = None,
+    assign_uids: AssignUids = False,
     dicom_seg: Annotated[
         bool, typer.Option("--dicom-seg", help="Also write a DICOM Segmentation of each DICOM scan, CASE_seg.dcm.")
     ] = False,
@@ -100,6 +106,8 @@ def batch(
     from medseg.batch.run import Workers, run_batch
     from medseg.batch.worker import Settings
 
+    if trust:
+        print("warning: --trust: code that comes with the bundle may run", file=sys.stderr)
     # What a library prints must not come before the JSON.
     with contextlib.redirect_stdout(sys.stderr), _Display(quiet=quiet or json_) as display:
         summary = run_batch(
@@ -119,6 +127,9 @@ def batch(
                 rtstruct,
                 backend,
                 precision,
+                trust,
+                series,
+                assign_uids,
             ),
             workers=Workers(engine, workers, address, cpus_per_actor),
             recursive=recursive,

@@ -33,6 +33,12 @@ Precision = Annotated[
     typer.Option(help="auto: float32 on the CPU unless the bundle is cleared for bf16."),
 ]
 Overlap = Annotated[float | None, typer.Option(help="Share that neighbouring windows have in common, 0 to below 1.")]
+AssignUids = Annotated[
+    bool,
+    typer.Option(
+        "--assign-uids", help="Make up identifiers that DICOM images lack, so that DICOM outputs can be made."
+    ),
+]
 Trust = Annotated[
     bool,
     typer.Option(

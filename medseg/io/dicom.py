@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ PATIENT_AND_STUDY = (
     *("StudyID", "AccessionNumber", "ReferringPhysicianName"),
 )
 """Elements that every DICOM object has, empty where nothing is known."""
+
+_STORAGE = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4", "PT": "1.2.840.10008.5.1.4.1.1.128"}
+"""SOP class of the classic images of a modality."""
 
 _QUANTITIES = {"CT", "PT"}
 """Modalities whose rescaled values have a unit, so that MONOCHROME1 says only how to show them."""
@@ -130,7 +134,49 @@ def check_referable(volume: Volume) -> None:
         raise not_dicom(path)
     if not origin.referable:
         problem = "identifiers are missing (UID of study, series, image, storage class or frame of reference)"
-        raise InputError(path, problem + ", which DICOM SEG and RTSTRUCT refer to", "write NIfTI instead")
+        raise InputError(
+            path, problem + ", which DICOM SEG and RTSTRUCT refer to", "write NIfTI instead, or use --assign-uids"
+        )
+
+
+def with_assigned_uids(volume: Volume) -> Volume:
+    """The same volume, for whose images identifiers that they lack are made up; the files stay as they are.
+
+    They follow from the files' content, so that the same images get the same ones again.
+
+    Raises:
+        UsageError: the scan is not DICOM.
+    """
+    origin = volume.source.dicom
+    if origin is None:
+        raise UsageError("--assign-uids", f"{volume.source.path} is not DICOM", "leave it out")
+    if origin.referable:
+        return volume
+    warning = "identifiers that the images lack were made up; archives know the images by none of them"
+    known = replace(origin, referable=True, assigned=True)
+    return replace(volume, source=replace(volume.source, dicom=known, warnings=(*volume.source.warnings, warning)))
+
+
+def _assign_uids(header: Any, file: Path, series_sha256: str) -> None:
+    """Make up the identifiers that an image's header lacks, from the SHA-256 of its file and of the series.
+
+    Raises:
+        ValueError: nothing tells what kind of image it is.
+    """
+    storage = header.file_meta.get("MediaStorageSOPClassUID") or _STORAGE.get(str(header.get("Modality")))
+    if not header.get("SOPClassUID") and not storage:
+        raise ValueError("no SOPClassUID")
+    made = {"SOPClassUID": storage, "SOPInstanceUID": _made_up_uid(hashlib.sha256(file.read_bytes()).hexdigest())}
+    for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
+        made[name] = _made_up_uid(hashlib.sha256(f"{name} {series_sha256}".encode()).hexdigest())
+    for name, uid in made.items():
+        if not header.get(name):
+            setattr(header, name, uid)
+
+
+def _made_up_uid(sha256: str) -> str:
+    """A UID under the root 2.25, which anyone may use with a number of 128 bits."""
+    return f"2.25.{int(sha256[:32], 16)}"
 
 
 def not_dicom(path: Path) -> UsageError:
@@ -160,6 +206,8 @@ def source_images(volume: Volume) -> list[Any]:
         for file in dict.fromkeys(root / name for name in origin.files):
             try:
                 found.append(pydicom.dcmread(file, stop_before_pixels=True))
+                if origin.assigned:
+                    _assign_uids(found[-1], file, volume.source.sha256)
             except Exception as err:  # pydicom raises whatever the bytes lead it to
                 problem = f"one of its images cannot be read any more ({type(err).__name__})"
                 raise InputError(path, problem, "keep the series in place until the work is done") from err

@@ -211,8 +211,8 @@ def choose_series(contents: Contents, wanted: str | None, shown: Path) -> Series
 
     Args:
         contents: of the folder or file.
-        wanted: number in the list, UID, or a beginning or end of a UID that only one series has; None when there is
-            only one.
+        wanted: number in the list, UID, or a beginning or end of a UID that only one series has; "largest" is the one
+            with the most images; None when there is only one.
         shown: what messages call the folder or file.
 
     Raises:
@@ -237,6 +237,13 @@ def choose_series(contents: Contents, wanted: str | None, shown: Path) -> Series
     text = wanted.strip()
     if text.isdecimal() and len(text) <= _LIST_NUMBER_DIGITS and 1 <= int(text) <= len(volumes):
         return volumes[int(text) - 1]
+    if text == "largest":
+        most = max(len(one.frames) for one in volumes)
+        largest = [one for one in volumes if len(one.frames) == most]
+        if len(largest) == 1:
+            return largest[0]
+        problem = f"{len(largest)} series of {shown} have {most} images, and none has more"
+        raise UsageError("--series", problem, "give a number or a UID; medseg inspect lists them")
     exact = [one for one in volumes if text and one.uid == text]
     partial = [one for one in volumes if text and (one.uid.startswith(text) or one.uid.endswith(text))]
     fitting = exact or partial

@@ -22,6 +22,7 @@ class DicomFrames:
         affine: of the images to RAS mm; not the volume's when a gantry tilt was taken out.
         modality: "CT", "MR", ...
         referable: whether the images have all identifiers that another DICOM object needs to refer to them.
+        assigned: whether identifiers that they lack are made up where one is needed.
     """
 
     files: tuple[Path, ...]
@@ -30,6 +31,7 @@ class DicomFrames:
     affine: NDArray[np.float64]
     modality: str
     referable: bool
+    assigned: bool = False
 
 
 @dataclass(frozen=True)

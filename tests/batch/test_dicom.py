@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medseg.batch.cases import find_cases
+from medseg.batch.cases import Case, find_cases
 from medseg.batch.run import run_batch
-from medseg.batch.worker import Settings
+from medseg.batch.worker import Settings, Worker
+from medseg.bundles.load import load_bundle
+from medseg.errors import InputError, UsageError
 from medseg.io.read import read_labels
 from tests.builders import blob_scan, save_scan, tiny_bundle
 from tests.dicom_builders import IDENTITY, write_series, write_zip
@@ -45,6 +47,25 @@ def test_results_in_dicom_are_no_scans(tmp_path: Path) -> None:
     for path in paths[2:]:
         path.unlink()
     assert _names(tmp_path) == ["b"]
+
+
+def test_of_studies_with_several_series_the_chosen_or_the_largest_is_read(tmp_path: Path) -> None:
+    bundle = load_bundle(tiny_bundle(tmp_path / "bundles"))
+    write_series(tmp_path / "study", SMALL, np.eye(4))
+    write_series(tmp_path / "study", SMALL[:, :, :-1] + 1, np.eye(4), number=2)
+    scan = save_scan(tmp_path / "plain.nii.gz", blob_scan((4, 4, 4)))
+    study, plain = Case("study", (tmp_path / "study",)), Case("plain", (scan,))
+
+    def depth(series: str | None, case: Case) -> int:
+        return Worker(bundle, Settings(series=series), tmp_path).read(case).volume.shape[2]
+
+    assert [depth(series, study) for series in ("1", "2", "largest")] == [4, 3, 4]
+    assert depth("2", plain) == 4
+    with pytest.raises(InputError, match="2 series"):
+        depth(None, study)
+    write_series(tmp_path / "study", SMALL + 2, np.eye(4), number=3)
+    with pytest.raises(UsageError, match=r"2 series .* have 4 images"):
+        depth("largest", study)
 
 
 @pytest.mark.slow

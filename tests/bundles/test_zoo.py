@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from monai.data import decollate_batch, list_data_collate
 from monai.networks import nets
 
 import medseg
+from medseg.bundles.load import load_bundle
 from medseg.bundles.spec import KeepLargest, read_spec
 from medseg.errors import BundleError
 from medseg.inference.label_steps import apply_label_steps
@@ -302,3 +306,71 @@ def test_the_largest_piece_of_each_label_is_kept() -> None:
     assert kept[0, 1].tolist() == [1, 1, 1, 1, 0, 0, 2, 2, 0, 0]
     together = apply_label_steps(labels.copy(), [KeepLargest((1, 2), independent=False)])
     assert together[0, 1].tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
+
+
+_NETWORK = """
+from monai.networks.nets import SegResNet
+class OwnNet(SegResNet):
+    pass
+"""
+_CROP = """
+from monai.transforms import CenterSpatialCropd
+class OwnCropd(CenterSpatialCropd):
+    pass
+"""
+
+
+def test_own_code_runs_only_when_trusted_and_the_record_says_so(tmp_path: Path) -> None:
+    root = _bundle(tmp_path / "own", _ct(), SPLEEN, channels=["image"], modality="CT")
+    scan = _ct_scan(tmp_path / "ct.nii.gz")
+    plain = medseg.infer(scan, bundle=root, trust=True)
+    assert plain.record.bundle.own_code == ""  # trusted, and nothing needed it
+    (root / "scripts").mkdir()
+    (root / "scripts" / "__init__.py").write_text("")
+    (root / "scripts" / "net.py").write_text(_NETWORK)
+    path = root / "configs" / "inference.json"
+    path.write_text(path.read_text().replace('"SegResNet"', '"scripts.net.OwnNet"'))
+    with pytest.raises(BundleError, match=r"scripts\.net\.OwnNet.*--trust"):
+        load_bundle(root)
+    command = ["infer", scan, "--bundle", root, "-o", tmp_path / "seg.nii.gz", "--trust"]
+    done = subprocess.run(
+        [sys.executable, "-m", "medseg", *map(str, command)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("warning: --trust")
+    assert np.array_equal(np.asarray(nib.load(tmp_path / "seg.nii.gz").dataobj), plain.label_map)
+    record = json.loads((tmp_path / "seg.json").read_text())
+    assert "scripts.net.OwnNet" in record["bundle"]["own_code"]
+
+
+def test_a_trusted_pipeline_of_its_own_ends_on_the_scans_grid(tmp_path: Path) -> None:
+    config = _ct()
+    before = config["preprocessing"]["transforms"]
+    before.insert(5, {"_target_": "scripts.crop.OwnCropd", "keys": "@image_key", "roi_size": [32, 28, 32]})
+    root = _bundle(tmp_path / "pipeline", config, SPLEEN, channels=["image"], modality="CT")
+    (root / "scripts").mkdir()
+    (root / "scripts" / "crop.py").write_text(_CROP)
+    scan = _ct_scan(tmp_path / "ct.nii.gz")
+    result = medseg.infer(scan, bundle=root, trust=True)
+    without = copy.deepcopy(config)
+    without["preprocessing"]["transforms"][5]["_target_"] = "CenterSpatialCropd"
+    (root / "configs" / "inference.json").write_text(json.dumps(without))
+    _agree(result.label_map, _monai(root, scan), 0)
+    assert result.labels == SPLEEN
+    assert "OwnCropd" in result.record.bundle.own_code
+    assert "scripts" not in sys.modules
+
+
+def test_torchscript_is_code(tmp_path: Path) -> None:
+    root = _bundle(tmp_path / "script", _ct(), SPLEEN, channels=["image"], modality="CT")
+    scan = _ct_scan(tmp_path / "ct.nii.gz")
+    expected = medseg.infer(scan, bundle=root).label_map
+    network = load_bundle(root).network()
+    with warnings.catch_warnings(action="ignore"):  # torch calls its own format old
+        torch.jit.trace(network, torch.zeros(1, 1, 32, 32, 32)).save(root / "models" / "model.ts")
+    (root / "models" / "model.pt").unlink()
+    with pytest.raises(BundleError, match=r"model\.ts is code; .*--trust"):
+        medseg.infer(scan, bundle=root)
+    result = medseg.infer(scan, bundle=root, trust=True)
+    assert np.array_equal(result.label_map, expected)
+    assert "TorchScript" in result.record.bundle.own_code

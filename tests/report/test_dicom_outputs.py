@@ -20,6 +20,7 @@ from medseg.bundles.load import Bundle, load_bundle
 from medseg.bundles.spec import Code, LabelCode
 from medseg.errors import InputError, UsageError
 from medseg.inference.run import Result, infer
+from medseg.io.dicom import source_images
 from medseg.io.read import read_volume
 from medseg.report.contours import outlines
 from medseg.report.dicom_seg import dicom_seg
@@ -240,6 +241,34 @@ def test_outputs_are_refused_for_what_they_cannot_refer_to(bundle: Bundle, tmp_p
     write_series(tmp_path / "study", np.rint(blob_scan(SHAPE)).astype("<i2"), OBLIQUE, change=stripped)
     with pytest.raises(InputError, match="identifiers are missing"):
         infer(tmp_path / "study", bundle=bundle, force=True, refer=True)
+
+
+def test_images_without_identifiers_get_the_same_ones_each_time_when_asked_for(bundle: Bundle, tmp_path: Path) -> None:
+    def stripped(dataset: pydicom.Dataset, k: int) -> None:
+        for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
+            setattr(dataset, name, "")
+        del dataset.FrameOfReferenceUID
+
+    paths = write_series(tmp_path / "study", np.rint(blob_scan(SHAPE)).astype("<i2"), OBLIQUE, change=stripped)
+    before = [path.read_bytes() for path in paths]
+    result = infer(tmp_path / "study", bundle=bundle, force=True, refer=True, assign_uids=True)
+    assert any("made up" in warning for warning in result.record.warnings)
+    marked = _with_known_labels(result)
+    places = reserve_outputs(
+        [tmp_path / "study"], tmp_path, dicom_seg=tmp_path / "seg.dcm", rtstruct=tmp_path / "rt.dcm"
+    )
+    write_outputs(marked, places)
+    seg = hd.seg.segread(tmp_path / "seg.dcm")
+    uids = [str(header.SOPInstanceUID) for header in source_images(result.volume)]
+    assert len(set(uids)) == SHAPE[2]
+    assert all(uid.startswith("2.25.") and len(uid) <= 64 for uid in uids)
+    pixels = seg.get_pixels_by_source_instance(
+        uids, combine_segments=True, ignore_spatial_locations=True, assert_missing_frames_are_empty=True
+    )
+    assert np.array_equal(pixels.transpose(2, 1, 0), marked.label_map)
+    again = infer(tmp_path / "study", bundle=bundle, force=True, assign_uids=True)
+    assert [str(header.SOPInstanceUID) for header in source_images(again.volume)] == uids
+    assert [path.read_bytes() for path in paths] == before
 
 
 def test_all_outputs_appear_together_and_never_replace_an_image(series: Result, tmp_path: Path) -> None:
