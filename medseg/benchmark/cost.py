@@ -19,4 +19,4 @@ def windows_of(spec: BundleSpec, shape: Sequence[int]) -> int:
     """How many windows (slices, for a 2D network) cover an image of this shape on the model grid."""
     if spec.slices is not None:
         return SliceInferer.of(spec).window_count(tuple(shape))
-    return window_count(shape, spec.roi_size, spec.overlap)
+    return window_count(shape, spec.roi_size, spec.overlap, spec.tiling)

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from medseg.bundles.nnunet import TARGET as _NNUNET
+from medseg.bundles.nnunet import NNUNetScheme, parse_scheme, scheme_config
 from medseg.errors import BundleError
 from medseg.networks.registry import name_of, target_of
 
@@ -22,6 +24,8 @@ Blend = Literal["gaussian", "constant"]
 Activation = Literal["softmax", "sigmoid"]
 Resize = Literal["none", "published", "smooth"]
 Interpolation = Literal["linear", "cubic"]
+Tiling = Literal["monai", "nnunet"]
+WayBack = Literal["linear", "nearest"]
 
 ENSEMBLE = "ensemble"
 """The section of inference.json that names the members of an ensemble."""
@@ -31,6 +35,8 @@ _VOLUMES, _SLICES = "SlidingWindowInferer", "medseg.inference.SliceInferer"
 _NINE_OF_TEN = 1.645
 _MAX_JSON_BYTES = 1_000_000
 _MAX_NESTING = 32
+_INFERENCE = ("inference.json", "inference.yaml", "inference.yml")
+_MAX_FOLDS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +75,39 @@ class ScaleIntensityRangePercentiles:
     channel_wise: bool = True
 
 
-IntensityStep = NormalizeIntensity | ScaleIntensityRange | ScaleIntensityRangePercentiles
+@dataclass(frozen=True, slots=True)
+class ScaleIntensity:
+    """Map the smallest and largest value of the volume to `minv` and `maxv`; a constant one is multiplied by `minv`."""
 
-_INTENSITY: dict[str, type[NormalizeIntensity | ScaleIntensityRange | ScaleIntensityRangePercentiles]] = {
+    minv: float = 0.0
+    maxv: float = 1.0
+    channel_wise: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KeepLargest:
+    """Keep the largest connected pieces in the label map, set the others to 0.
+
+    Attributes:
+        labels: values it is about; empty for all that occur.
+        independent: of each label by itself, else of all of them together.
+        connectivity: 1 (6 neighbours), 2 (18) or 3 (26).
+        pieces: how many are kept.
+    """
+
+    labels: tuple[int, ...] = ()
+    independent: bool = True
+    connectivity: int = 3
+    pieces: int = 1
+
+
+IntensityStep = NormalizeIntensity | ScaleIntensity | ScaleIntensityRange | ScaleIntensityRangePercentiles
+
+_INTENSITY: dict[
+    str, type[NormalizeIntensity | ScaleIntensity | ScaleIntensityRange | ScaleIntensityRangePercentiles]
+] = {
     "NormalizeIntensityd": NormalizeIntensity,
+    "ScaleIntensityd": ScaleIntensity,
     "ScaleIntensityRanged": ScaleIntensityRange,
     "ScaleIntensityRangePercentilesd": ScaleIntensityRangePercentiles,
 }
@@ -217,6 +252,12 @@ class BundleSpec:
         suitability: what the bundle was trained on.
         calibration: temperature and prediction of the Dice, where they were fitted.
         codes: of the labels that state one, by value.
+        nnunet: the scheme of a model of nnU-Net, which then stands for spacing and intensity, decides where windows
+            lie and how they are weighted, and has logits averaged and resampled; None for all other bundles.
+        folds: how many networks, each with weights of its own, are run; the mean of their logits is the output.
+        way_back: how probabilities come from the model grid to the scan's; "nearest" is that of a label map.
+        label_steps: what is done to the finished label map, in order.
+        notes: in which ways medseg departs from the bundle's own pipeline, one sentence each, for the record.
     """
 
     network: str
@@ -240,6 +281,16 @@ class BundleSpec:
     suitability: Suitability = field(default_factory=Suitability)
     calibration: Calibration = Calibration()
     codes: Mapping[int, LabelCode] = field(default_factory=dict)
+    nnunet: NNUNetScheme | None = None
+    folds: int = 1
+    way_back: WayBack = "linear"
+    label_steps: tuple[KeepLargest, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tiling(self) -> Tiling:
+        """Whose rules say where windows lie and what their voxels weigh."""
+        return "monai" if self.nnunet is None else "nnunet"
 
     @property
     def in_channels(self) -> int:
@@ -272,7 +323,7 @@ class BundleSpec:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a bundle.
+    """A JSON object from a file of a bundle, which may be written as YAML.
 
     Raises:
         BundleError: absent, larger than 1 MB, not JSON, nested deeper than 32, a key twice, or not an object.
@@ -280,13 +331,18 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise BundleError(path, "larger than 1 MB", "a bundle's configuration is small; check the file")
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+        text = path.read_text(encoding="utf-8")
+        if path.suffix in (".yaml", ".yml"):
+            value = _from_yaml(text)
+        else:
+            value = json.loads(text, object_pairs_hook=_unique_keys)
     except FileNotFoundError:
         raise BundleError(path, "no such file", "a bundle needs it; check the bundle's folder") from None
     except OSError as err:
         raise BundleError(path, f"cannot be read ({err.strerror})", "check the permissions") from err
     except (ValueError, RecursionError) as err:
-        raise BundleError(path, f"not valid JSON ({err})", "restore the file") from err
+        kind = "YAML" if path.suffix in (".yaml", ".yml") else "JSON"
+        raise BundleError(path, f"not valid {kind} ({err})", "restore the file") from err
     if not isinstance(value, dict):
         raise BundleError(path, f"holds a {type(value).__name__}, not a JSON object", "restore the file")
     if _nesting(value) > _MAX_NESTING:
@@ -299,6 +355,30 @@ def _unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key stands twice in one object")
     return found
+
+
+def _from_yaml(text: str) -> Any:
+    """The content of a YAML document of plain values.
+
+    Raises:
+        ValueError: it is none, a key stands twice, or it repeats a part by an alias, by which a small file can unfold
+            without end.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        pass
+
+    def mapping(loader: Any, node: Any) -> dict[str, Any]:
+        return _unique_keys([(str(key.value), loader.construct_object(value, deep=True)) for key, value in node.value])
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader)):
+            raise ValueError("it holds an alias")
+        return yaml.load(text, Loader)  # noqa: S506  a SafeLoader
+    except yaml.YAMLError as err:
+        raise ValueError(" ".join(str(err).split())) from err
 
 
 def _nesting(value: Any) -> int:
@@ -320,18 +400,34 @@ def read_spec(root: Path) -> BundleSpec:
         BundleError: a file or field is missing or contradictory, or the configuration asks for something
             medseg does not know (an expression, a transform or a network outside its list).
     """
-    metadata = read_json(root / "configs" / "metadata.json")
-    config_path = root / "configs" / "inference.json"
-    config = read_json(config_path)
+    metadata_path, config_path = config_files(root)
+    metadata, config = read_json(metadata_path), read_json(config_path)
     if ENSEMBLE in config:
         raise BundleError(root, "an ensemble, where a bundle with weights of its own is needed", "name a member")
+    if is_foreign(config):
+        from medseg.bundles.zoo import parse_zoo
+
+        return parse_zoo(metadata, config, config_path)
     return parse_spec(metadata, config, config_path)
+
+
+def config_files(root: Path) -> tuple[Path, Path]:
+    """metadata.json and the inference configuration of a bundle's folder; bundles of others may have it as YAML."""
+    folder = root / "configs"
+    found = next((path for name in _INFERENCE if (path := folder / name).is_file()), folder / _INFERENCE[0])
+    return folder / "metadata.json", found
+
+
+def is_foreign(config: Mapping[str, Any]) -> bool:
+    """Whether an inference configuration is not of medseg's own bundles, which name medseg's own networks."""
+    network = config.get("network_def")
+    return isinstance(network, str) or (isinstance(network, dict) and "medseg." not in str(network.get("_target_")))
 
 
 def parse_spec(metadata: Mapping[str, Any], config: Mapping[str, Any], where: Path) -> BundleSpec:
     """A `BundleSpec` from the two parsed JSON objects; `where` names the file in errors."""
     network, network_args = _network(config, where)
-    orientation, spacing, interpolation, intensity = _preprocessing(config, where)
+    orientation, spacing, interpolation, intensity, scheme = _preprocessing(config, where)
     inferer = _section(config, "inferer", where)
     if inferer.get("_target_") not in (_VOLUMES, _SLICES):
         raise BundleError(where, f"inferer is {inferer.get('_target_')!r}", f"medseg knows {_VOLUMES} and {_SLICES}")
@@ -374,10 +470,12 @@ def parse_spec(metadata: Mapping[str, Any], config: Mapping[str, Any], where: Pa
             ),
             calibration=parse_calibration(own.get("calibration", {})),
             codes={int(value): _label_code(terms) for value, terms in own.get("codes", {}).items()},
+            nnunet=scheme,
+            folds=int(own.get("folds", 1)),
         )
     except (KeyError, TypeError, ValueError) as err:
         raise BundleError(where, f"field missing or malformed ({err!r})", "compare with a shipped bundle") from err
-    _check(spec, int(pred["num_channels"]), where)
+    check_spec(spec, int(pred["num_channels"]), where)
     return spec
 
 
@@ -400,7 +498,12 @@ def parse_calibration(described: Mapping[str, Any]) -> Calibration:
     return Calibration(temperature, fit)
 
 
-def _check(spec: BundleSpec, out_channels: int, where: Path) -> None:
+def check_spec(spec: BundleSpec, out_channels: int, where: Path) -> None:
+    """Hold the parts of a specification against each other; `out_channels` is what metadata.json says.
+
+    Raises:
+        BundleError: they contradict each other; `where` is the file in the message.
+    """
     if set(spec.outputs) != set(range(out_channels)):
         raise BundleError(where, f"{out_channels} outputs but labels {sorted(spec.outputs)}", "correct channel_def")
     if (spec.activation == "sigmoid") != bool(spec.regions):
@@ -421,6 +524,12 @@ def _check(spec: BundleSpec, out_channels: int, where: Path) -> None:
         stated = spec.network_args.get(key, expected)
         if stated != expected:
             raise BundleError(where, f"network_def has {key} {stated}, metadata.json says {expected}", "correct one")
+    if spec.nnunet is not None and len(spec.nnunet.normalization) != spec.in_channels:
+        raise BundleError(
+            where, f"{len(spec.nnunet.normalization)} normalizations, {spec.in_channels} channels", "correct one"
+        )
+    if not 1 <= spec.folds <= _MAX_FOLDS:
+        raise BundleError(where, f"{spec.folds} folds", f"1 to {_MAX_FOLDS}; correct medseg.folds of metadata.json")
     if not 0 <= spec.overlap < 1:
         raise BundleError(where, f"overlap {spec.overlap} is not in [0, 1)", "correct inferer.overlap")
     for name, value, known in (
@@ -475,7 +584,10 @@ def _transforms(config: Mapping[str, Any], key: str, where: Path) -> list[dict[s
 
 def _preprocessing(
     config: Mapping[str, Any], where: Path
-) -> tuple[str | None, tuple[float, float, float] | None, Interpolation, tuple[IntensityStep, ...]]:
+) -> tuple[
+    str | None, tuple[float, float, float] | None, Interpolation, tuple[IntensityStep, ...], NNUNetScheme | None
+]:
+    scheme: NNUNetScheme | None = None
     orientation: str | None = None
     spacing: tuple[float, float, float] | None = None
     interpolation: Interpolation = "linear"
@@ -490,6 +602,8 @@ def _preprocessing(
                 spacing, interpolation = _triple(args["pixdim"], float), _interpolation(args, where)
             elif target in _INTENSITY:
                 intensity.append(_INTENSITY[target](**args))
+            elif target == _NNUNET:
+                scheme = parse_scheme(args)
             else:
                 raise BundleError(
                     where,
@@ -500,7 +614,11 @@ def _preprocessing(
             raise BundleError(where, f"{target}: {err!r}", "correct its arguments") from err
         if intensity and target in ("Orientationd", "Spacingd"):
             raise BundleError(where, f"{target} after an intensity step", "put spatial transforms first")
-    return orientation, spacing, interpolation, tuple(intensity)
+        if scheme is not None and target != _NNUNET:
+            raise BundleError(where, f"{target} after {_NNUNET}", f"put {_NNUNET} last; only Orientationd goes before")
+    if scheme is not None and (spacing is not None or intensity):
+        raise BundleError(where, f"{_NNUNET} beside a spacing or an intensity step, for which it stands", "remove them")
+    return orientation, spacing, interpolation, tuple(intensity), scheme
 
 
 def _interpolation(spacingd: Mapping[str, Any], where: Path) -> Interpolation:
@@ -571,6 +689,7 @@ def config_of(spec: BundleSpec) -> dict[str, Any]:
                 {"_target_": "EnsureChannelFirstd", "keys": "image"},
                 *spatial,
                 *intensity,
+                *([] if spec.nnunet is None else [scheme_config(spec.nnunet)]),
                 {"_target_": "EnsureTyped", "keys": "image"},
             ],
         },

@@ -61,7 +61,7 @@ def import_weights(
         shutil.copytree(template.root, aside, ignore=shutil.ignore_patterns("models", "eval"))
         _note_arguments(aside / "configs" / "inference.json", network or {})
         _note_source(aside, path)
-        _save(state, aside / "models" / "model.pt")
+        save_state(state, aside / "models" / "model.pt")
         write_manifest(aside)
         load_bundle(aside).network()  # whatever would fail later fails here, before the rename
         put_in_place(aside, target)
@@ -101,12 +101,17 @@ def _converted(spec: BundleSpec, checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def _save(state: dict[str, Any], path: Path) -> None:
+def save_state(state: Mapping[str, Any], path: Path) -> None:
+    """Write tensors as the weights file of a bundle.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     import torch
 
     path.parent.mkdir()
     try:
-        torch.save({"model": state}, path)
+        torch.save({"model": dict(state)}, path)
     except RuntimeError as err:  # torch's zip writer reports a full disk so
         raise OSError(f"{path.name}: {err}") from err
 

@@ -91,6 +91,7 @@ def metadata_config(spec: BundleSpec, described: Mapping[str, Any]) -> dict[str,
             **_overlapping(spec),
             **calibration_config(spec.calibration),
             **_codes(spec),
+            **({} if spec.folds == 1 else {"folds": spec.folds}),
             "suitability": {
                 "extent_mm": suitable.extent_mm,
                 "spacing_mm": suitable.spacing_mm,
@@ -132,11 +133,31 @@ def calibration_config(calibration: Calibration) -> dict[str, Any]:
 
 
 def inference_config(spec: BundleSpec) -> dict[str, Any]:
-    """inference.json: the sections medseg reads, and those that ``python -m monai.bundle run`` needs around them."""
+    """inference.json: the sections medseg reads, and those that ``python -m monai.bundle run`` needs around them.
+
+    MONAI's transforms cannot do what nnU-Net does to a scan; there MONAI's runner calls medseg.
+    """
     read = config_of(spec)
     activation: dict[str, Any] = {"_target_": "Activationsd", "keys": "pred", spec.activation: True}
     discrete: dict[str, Any] = {"_target_": "AsDiscreted", "keys": "pred"}
     discrete |= {"argmax": True} if spec.activation == "softmax" else {"threshold": 0.5}
+    if spec.nnunet is not None:
+        return {
+            "imports": ["$import glob", "$import os", "$import medseg"],
+            "bundle_root": ".",
+            "dataset_dir": "./data",
+            "output_dir": "$@bundle_root + '/eval'",
+            "datalist": "$sorted(glob.glob(os.path.join(@dataset_dir, '*.nii.gz')))",
+            **read,
+            "postprocessing": {"_target_": "Compose", "transforms": [activation, discrete]},
+            "folder": "$os.makedirs(@output_dir, exist_ok=True)",
+            "run": [
+                "$@folder",
+                "$[medseg.infer(scan, bundle=@bundle_root).save("
+                "os.path.join(@output_dir, os.path.basename(scan)[:-7] + '_seg.nii.gz'), overwrite=True)"
+                " for scan in @datalist]",
+            ],
+        }
     return {
         "imports": ["$import glob", "$import os"],
         "bundle_root": ".",

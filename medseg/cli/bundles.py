@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medseg.cli.calibrate import calibrate
+from medseg.cli.options import Trust
 from medseg.errors import BundleError
 
 if TYPE_CHECKING:
@@ -193,12 +194,12 @@ def _readable(value: Any) -> str:
 
 
 @app.command()
-def verify(name: Name, *, json_: AsJson = False) -> None:
+def verify(name: Name, *, trust: Trust = False, json_: AsJson = False) -> None:
     """Check a bundle: its files and their SHA-256, metadata, configuration, weights and one forward pass."""
     from medseg.bundles.verify import Check, verify_bundle
 
     checks: list[Check] = []
-    for check in verify_bundle(name):
+    for check in verify_bundle(name, trust=trust):
         checks.append(check)
         if not json_:
             print(f"{'ok    ' if check.passed else 'FAILED'}  {check.name}: {check.found}")
@@ -235,6 +236,40 @@ def pack(
     packed = pack_bundle(run, name, folder, half=not full, evaluation=evaluation, overwrite=overwrite)
     size = sum(path.stat().st_size for path in packed.rglob("*") if path.is_file())
     print(f"{packed}: {size / 1e6:.1f} MB; try: medseg infer SCAN --bundle {packed if output else name}")
+
+
+@app.command("import-nnunet")
+def import_nnunet(
+    results: Annotated[Path, typer.Argument(help="Model folder of nnU-Net v2: plans.json, dataset.json, fold_0, ...")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder that gets the bundle. Default: the user's bundles.")
+    ] = None,
+    *,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the bundle; default: that of data set and configuration.")
+    ] = None,
+    fold: Annotated[
+        list[str] | None, typer.Option("--fold", help="0, 1, ... or all; several are averaged. Default: all there are.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="File in each fold.")] = "checkpoint_final.pth",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of that name.")] = False,
+) -> None:
+    """Make a bundle of a model that nnU-Net v2 trained; medseg infer --tta then gives what nnUNetv2_predict gives.
+
+    Example: medseg bundles import-nnunet Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres --name hippo
+    """
+    from medseg.bundles.import_nnunet import import_nnunet as run_import
+    from medseg.bundles.locate import user_bundles
+
+    made = run_import(
+        results, output or user_bundles(), name=name, folds=fold or (), checkpoint=checkpoint, overwrite=overwrite
+    )
+    print(
+        f"{made.root}: folds {', '.join(made.folds)}; "
+        f"try: medseg infer SCAN --tta --bundle {made.root if output else made.root.name}"
+    )
+    if made.note:
+        print(f"note: {made.note}", file=sys.stderr)
 
 
 @app.command()

@@ -20,6 +20,7 @@ from torch import Tensor
 from medseg.bundles.spec import Activation, BundleSpec
 from medseg.inference.device import Predictor
 from medseg.inference.export import export_maps
+from medseg.inference.nnunet import Box
 from medseg.inference.preprocess import Case, ModelGrid
 from medseg.inference.sliding_window import stream_axis
 
@@ -99,7 +100,10 @@ def ring_voxels(shape: Sequence[int], spec: BundleSpec, axis: int) -> int:
 
 
 def _same(one: ModelGrid, other: ModelGrid) -> bool:
-    return (one.order, one.shape, one.step) == (other.order, other.shape, other.step)
+    def kind(grid: ModelGrid) -> tuple[object, ...]:
+        return grid.order, grid.shape, grid.step, grid.nearest, grid.inside, grid.centred
+
+    return kind(one) == kind(other)
 
 
 def _direction(grid: ModelGrid, axis: int) -> tuple[int, bool]:
@@ -131,26 +135,50 @@ def _common_axes(grids: Sequence[ModelGrid], specs: Sequence[BundleSpec]) -> tup
     )
 
 
-def to_scan(planes: Iterator[Tensor], grid: ModelGrid, axis: int) -> Iterator[Tensor]:
+def to_scan(
+    planes: Iterator[Tensor], grid: ModelGrid, axis: int, *, outside: Callable[[int], Tensor]
+) -> Iterator[Tensor]:
     """Planes of a model grid on the scan's grid, in the scan's own axes.
 
     Args:
         planes: (K, A, B) float32 along `axis` of the model grid, in order.
         grid: that grid.
         axis: its axis along which the planes come.
+        outside: gives the K values of voxels that the model grid does not cover.
 
     Yields:
         (K, P, Q), P and Q the other two axes of the scan in order; one for each voxel of the scan along the axis that
         `axis` is there, from the last to the first where it runs backwards.
     """
     i, j, k = plane_order(axis)
-    size, shape = ((of[i], of[j], of[k]) for of in (grid.shape, grid.turned_shape))
-    step = (1 / grid.step[i], 1 / grid.step[j], 1 / grid.step[k])
+    size, covered = ((of[i], of[j], of[k]) for of in (grid.shape, grid.covered))
+    step = (grid.step_back[i], grid.step_back[j], grid.step_back[k])
+    near = (grid.nearest[i], grid.nearest[j], grid.nearest[k])
     backwards = [1 + place for place, other in enumerate((j, k)) if grid.order.flips[other]]
     swapped = grid.order.axes[j] > grid.order.axes[k]
-    for plane in export_maps(planes, size=size, step=step, shape=shape):
+    maps = export_maps(planes, size=size, step=step, shape=covered, nearest=near, centred=grid.centred)
+    if grid.covered != grid.turned_shape:
+        shape = (grid.turned_shape[i], grid.turned_shape[j], grid.turned_shape[k])
+        maps = _filled_up(maps, shape, (grid.inside[i], grid.inside[j], grid.inside[k]), outside)
+    for plane in maps:
         turned = plane.flip(backwards) if backwards else plane
         yield turned.transpose(1, 2) if swapped else turned
+
+
+def _filled_up(
+    planes: Iterator[Tensor], shape: tuple[int, int, int], box: Box, outside: Callable[[int], Tensor]
+) -> Iterator[Tensor]:
+    """Planes (K, a, b) of a box as planes (K, A, B) of all that is around it."""
+    along, rows, columns = box
+    empty = torch.empty(0)
+    for index, plane in enumerate(planes):
+        if index == 0:
+            empty = outside(len(plane))[:, None, None].expand(len(plane), *shape[1:])
+            yield from [empty] * along.start
+        full = empty.clone()
+        full[:, rows, columns] = plane
+        yield full
+    yield from [empty] * (shape[0] - along.stop)
 
 
 def scan_view(array: NDArray[Any], grid: ModelGrid, axis: int) -> NDArray[Any]:
@@ -219,11 +247,18 @@ def mean_and_entropy(
         yield mean, None if inside_sums is None else torch.from_numpy(np.ascontiguousarray(inside_sums[index]))
 
 
-def activated(planes: Iterator[Tensor], activation: Activation, temperatures: Sequence[float]) -> Iterator[Tensor]:
-    """Probabilities of planes of logits (K, A, B) at each temperature, one below the other: (T K, A, B)."""
+def activated(
+    planes: Iterator[Tensor], activation: Activation | None, temperatures: Sequence[float]
+) -> Iterator[Tensor]:
+    """Probabilities of planes of logits (K, A, B) at each temperature, one below the other: (T K, A, B).
+
+    Without an activation, the logits at each temperature.
+    """
 
     def at(logits: Tensor, temperature: float) -> Tensor:
         cooled = logits if temperature == 1 else logits / temperature
+        if activation is None:
+            return cooled
         return cooled.sigmoid() if activation == "sigmoid" else cooled.softmax(dim=0)
 
     for logits in planes:

@@ -63,6 +63,8 @@ def export_labels(
     size: tuple[int, int, int],
     step: tuple[float, float, float],
     softmax: bool = True,
+    nearest: Sequence[bool] = (False, False, False),
+    centred: bool = False,
 ) -> None:
     """Write the strongest class of each voxel of another grid.
 
@@ -72,13 +74,15 @@ def export_labels(
         size: shape of the model grid, the axis of the planes first.
         step: distance of two voxels of `labels` along each axis in voxels of the model grid; the first ones coincide.
         softmax: whether the planes hold logits, of which the probabilities are wanted, or probabilities.
+        nearest: along which axes each voxel takes its classes from the nearest voxel of the model grid.
+        centred: the edges of the grids coincide instead of their first voxels.
 
     Raises:
         NotFiniteError: as `strongest_class`.
     """
     along, rows, columns = (
-        Positions.along(size_in, size_out, stride)
-        for size_in, size_out, stride in zip(size, labels.shape, step, strict=True)
+        Positions.along(size_in, size_out, stride, centred=centred, nearest=near)
+        for size_in, size_out, stride, near in zip(size, labels.shape, step, nearest, strict=True)
     )
     lattice = _Lattice(rows, columns)
     for (low, high), targets, weights in _pairs(planes, along, lambda plane: _Plane(plane, lattice, softmax=softmax)):
@@ -91,20 +95,25 @@ def export_maps(
     size: tuple[int, int, int],
     step: tuple[float, float, float],
     shape: tuple[int, int, int],
+    nearest: Sequence[bool] = (False, False, False),
+    centred: bool = False,
 ) -> Iterator[Tensor]:
     """All classes on another grid, plane by plane; the arguments are those of `export_labels`.
 
     Args:
-        planes: (K, A, B) float32 probabilities.
+        planes: (K, A, B) float32 probabilities, or logits.
         size: shape of the model grid.
         step: distance of two voxels of the other grid.
         shape: of the other grid, (N, A', B').
+        nearest: along which axes each voxel takes its values from the nearest voxel of the model grid.
+        centred: the edges of the grids coincide instead of their first voxels.
 
     Yields:
         (K, A', B') float32, one for each n of N.
     """
     along, rows, columns = (
-        Positions.along(size_in, size_out, stride) for size_in, size_out, stride in zip(size, shape, step, strict=True)
+        Positions.along(size_in, size_out, stride, centred=centred, nearest=near)
+        for size_in, size_out, stride, near in zip(size, shape, step, nearest, strict=True)
     )
     for (low, high), _, weights in _pairs(planes, along, lambda plane: plane):
         for weight in weights:

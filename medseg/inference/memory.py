@@ -76,7 +76,7 @@ def memory_plan(
         plane, window = ring // spec.roi_size[axis], math.prod(spec.roi_size)
         running = count if layout.lockstep else 1
         channels = spec.in_channels + (spec.network_channels if spec.slices is not None else 0)
-        prepared = (spec.orientation, spec.spacing, spec.interpolation, spec.intensity)
+        prepared = (spec.orientation, spec.spacing, spec.interpolation, spec.intensity, spec.nnunet)
         inputs[prepared] = max(inputs.get(prepared, 0), 4 * 3 * channels * padded)
         sums.append(4 * running * (classes + 1) * ring)
         features.append(4 * window * spec.sw_batch_size * (_FEATURE_MAPS + spec.network_channels))

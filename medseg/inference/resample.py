@@ -41,12 +41,16 @@ class Positions:
     weight: Tensor
 
     @classmethod
-    def along(cls, size_in: int, size_out: int, stride: float) -> Positions:
-        """Positions of `size_out` samples, `stride` voxels apart, on an axis of `size_in`; the first ones coincide.
+    def along(
+        cls, size_in: int, size_out: int, stride: float, *, centred: bool = False, nearest: bool = False
+    ) -> Positions:
+        """Positions of `size_out` samples, `stride` voxels apart, on an axis of `size_in`.
 
-        What lies past the end takes the last voxel.
+        The first ones coincide, or with `centred` the edges do. What lies past an end takes the last voxel there.
+        With `nearest` a sample is the voxel next to it, the later of two.
         """
-        position = (torch.arange(size_out, dtype=torch.float64) * stride).clamp(max=size_in - 1)
+        position = _coordinates(size_out, stride, centred=centred).clamp(0, size_in - 1)
+        position = (position + 0.5).floor() if nearest else position
         lower = position.floor().to(torch.int64)
         weight = (position - lower).to(torch.float32)
         rounded_up = weight == 1
@@ -68,20 +72,29 @@ class Positions:
         return torch.lerp(below, above, self.weight.reshape(view), out=below)
 
 
-def resample_linear(image: Tensor | NDArray[Any], shape: Sequence[int], step: Sequence[float]) -> Tensor:
+def _coordinates(size: int, stride: float, *, centred: bool) -> Tensor:
+    """Where samples lie in voxels, (size,) float64: first ones coincide, or edges."""
+    index = torch.arange(size, dtype=torch.float64)
+    return stride * (index + 0.5) - 0.5 if centred else index * stride
+
+
+def resample_linear(
+    image: Tensor | NDArray[Any], shape: Sequence[int], step: Sequence[float], *, centred: bool = False
+) -> Tensor:
     """Sample an image on another grid, linear inside, border value outside.
 
     Args:
         image: (C, X, Y, Z) of any real type and any layout, a view with flipped axes included.
         shape: spatial shape of the wanted grid.
         step: distance of two wanted samples along each axis in voxels of `image`; the first samples coincide.
+        centred: the edges of the grids coincide instead, as voxels are squares and not points.
 
     Returns:
         (C, *shape) float32.
     """
     source = image.numpy() if isinstance(image, Tensor) else image
     planes, rows, columns = (
-        Positions.along(size_in, size_out, stride)
+        Positions.along(size_in, size_out, stride, centred=centred)
         for size_in, size_out, stride in zip(source.shape[1:], shape, step, strict=True)
     )
     result = torch.empty((source.shape[0], *shape), dtype=torch.float32)
@@ -106,13 +119,14 @@ class CubicAxis:
         size_in: voxels on the axis.
         size_out: wanted samples; the first coincides with the first voxel.
         stride: distance of two samples in voxels.
+        centred: the edges coincide instead.
 
     Attributes:
         blocks: (samples from, to, voxels from, to, weights float32 (to - from, to - from)), in order.
     """
 
-    def __init__(self, size_in: int, size_out: int, stride: float) -> None:
-        matrix = repeated_spline(torch.arange(size_out, dtype=torch.float64) * stride, size_in)
+    def __init__(self, size_in: int, size_out: int, stride: float, *, centred: bool = False) -> None:
+        matrix = repeated_spline(_coordinates(size_out, stride, centred=centred), size_in)
         used = matrix.abs() > _NEGLIGIBLE
         self.identity = size_in == size_out and stride == 1.0
         self.blocks: list[tuple[int, int, int, int, Tensor]] = []
@@ -135,7 +149,9 @@ class CubicAxis:
         return torch.cat([plane[:, low:high] @ weights.T for _, _, low, high, weights in self.blocks], dim=1)
 
 
-def resample_cubic(image: Tensor | NDArray[Any], shape: Sequence[int], step: Sequence[float]) -> Tensor:
+def resample_cubic(
+    image: Tensor | NDArray[Any], shape: Sequence[int], step: Sequence[float], *, centred: bool = False
+) -> Tensor:
     """Sample an image on another grid with a cubic spline, the border voxels repeated outside.
 
     What `scipy.ndimage.map_coordinates(order=3, mode="nearest")` gives, and so MONAI's `Spacing` with ``mode=3``.
@@ -144,13 +160,14 @@ def resample_cubic(image: Tensor | NDArray[Any], shape: Sequence[int], step: Seq
         image: (C, X, Y, Z) of any real type and any layout, a view with flipped axes included.
         shape: spatial shape of the wanted grid.
         step: distance of two wanted samples along each axis in voxels of `image`; the first samples coincide.
+        centred: the edges of the grids coincide instead.
 
     Returns:
         (C, *shape) float32.
     """
     source = image.numpy() if isinstance(image, Tensor) else image
     planes, rows, columns = (
-        CubicAxis(size_in, size_out, stride)
+        CubicAxis(size_in, size_out, stride, centred=centred)
         for size_in, size_out, stride in zip(source.shape[1:], shape, step, strict=True)
     )
     result = torch.empty((source.shape[0], *shape), dtype=torch.float32)

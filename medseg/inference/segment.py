@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -197,21 +198,23 @@ def window_total(model: Model) -> int:
 def _windows(grid: ModelGrid, spec: BundleSpec) -> int:
     if spec.slices is not None:
         return SliceInferer.of(spec).window_count(grid.shape)
-    return window_count(grid.shape, spec.roi_size, spec.overlap)
+    return window_count(grid.shape, spec.roi_size, spec.overlap, spec.tiling)
 
 
 def _label(passes: _Passes, labels: NDArray[Any], temperatures: Sequence[float]) -> None:
     """Fill in the labels of exclusive classes, of which no probability is wanted."""
     case, axis = passes.models[0].case, passes.axes[0]
     grid, (i, j, k) = case.grid, plane_order(axis)
-    target = grid.order.apply(labels).transpose(i, j, k)
-    size, step = (grid.shape[i], grid.shape[j], grid.shape[k]), (1 / grid.step[i], 1 / grid.step[j], 1 / grid.step[k])
-    if len(passes.logits) == 1:
-        export_labels(passes.logits[0], target, size=size, step=step)
-    elif passes.layout.on_model_grid:
-        planes = passes.probabilities([(one,) for one in temperatures])
-        mean = mean_planes(planes, passes.weights, lockstep=passes.layout.lockstep)
-        export_labels(mean, target, size=size, step=step, softmax=False)
+    target = grid.order.apply(labels)[grid.inside].transpose(i, j, k)
+    size, step, near = (grid.shape[i], grid.shape[j], grid.shape[k]), grid.step_back, grid.nearest
+    step, near = (step[i], step[j], step[k]), (near[i], near[j], near[k])
+    if len(passes.logits) == 1 or passes.layout.on_model_grid:
+        softmax = len(passes.logits) == 1 and not passes.keeps_logits
+        mean = passes.logits[0]
+        if len(passes.logits) > 1:
+            planes = passes.answers([(one,) for one in temperatures])
+            mean = mean_planes(planes, passes.weights, lockstep=passes.layout.lockstep)
+        export_labels(mean, target, size=size, step=step, softmax=softmax, nearest=near, centred=grid.centred)
     else:
         painted = passes.view(0)(labels)
         for index, (maps, _) in enumerate(_maps(passes, [(one,) for one in temperatures])):
@@ -231,22 +234,26 @@ def _maps(
         temperatures: of each model, those whose probabilities are wanted, one below the other.
         measure: the entropy of a plane; None when it is not wanted.
     """
-    layout, planes = passes.layout, passes.probabilities(temperatures)
+    layout, planes = passes.layout, passes.answers(temperatures)
     if layout.on_model_grid:
         mean = planes[0] if len(planes) == 1 else mean_planes(planes, passes.weights, lockstep=layout.lockstep)
-        for maps in to_scan(mean, passes.models[0].case.grid, passes.axes[0]):
-            yield maps, None
+        for maps in to_scan(mean, passes.models[0].case.grid, passes.axes[0], outside=passes.outside):
+            yield passes.finished(maps), None
         return
     grids = [model.case.grid for model in passes.models]
-    yield from mean_and_entropy(
-        [to_scan(one, grid, axis) for one, grid, axis in zip(planes, grids, passes.axes, strict=True)],
+    for maps, inside in mean_and_entropy(
+        [
+            to_scan(one, grid, axis, outside=passes.outside)
+            for one, grid, axis in zip(planes, grids, passes.axes, strict=True)
+        ],
         passes.weights,
         [passes.view(number) for number in range(len(planes))],
-        entropy=measure,
+        entropy=None if measure is None else lambda plane: measure(passes.finished(plane)),
         shape=grids[0].order.inverse.shape(grids[0].turned_shape),
         channels=passes.models[0].spec.out_channels * len(temperatures[0]),
         lockstep=layout.lockstep,
-    )
+    ):
+        yield passes.finished(maps), inside
 
 
 class _Passes:
@@ -259,6 +266,8 @@ class _Passes:
         weights: of each pass; they add up to 1.
         logits: of each pass, planes (K, A, B).
         windows: how often the networks look, in all.
+        keeps_logits: logits are averaged and brought to the scan's grid, and become probabilities there, as nnU-Net
+            does it; beside other bundles a model of nnU-Net gives probabilities like they do.
     """
 
     def __init__(
@@ -266,6 +275,7 @@ class _Passes:
     ) -> None:
         self.layout = layout
         self.windows = sum(window_total(model) for model in models)
+        self.keeps_logits = len(models) == 1 and models[0].spec.nnunet is not None
         self.models: list[Model] = []
         self.axes: list[int] = []
         self.weights: list[float] = []
@@ -294,13 +304,30 @@ class _Passes:
         """Wall time spent waiting for logits."""
         return self._clock.seconds
 
-    def probabilities(self, temperatures: Sequence[Sequence[float]]) -> list[Iterator[Tensor]]:
-        """The passes as planes of probabilities (T K, A, B), at each of the temperatures of their model."""
-        activation = self.models[0].spec.activation
+    def answers(self, temperatures: Sequence[Sequence[float]]) -> list[Iterator[Tensor]]:
+        """What is averaged: the passes as planes (T K, A, B), at each of the temperatures of their model."""
+        activation = None if self.keeps_logits else self.models[0].spec.activation
         return [
             activated(planes, activation, temperatures[number])
             for planes, number in zip(self.logits, self._numbers, strict=True)
         ]
+
+    def finished(self, maps: Tensor) -> Tensor:
+        """Averaged planes (T K, P, Q) on the scan's grid as probabilities."""
+        if not self.keeps_logits:
+            return maps
+        spec = self.models[0].spec
+        parts = [maps[first : first + spec.out_channels] for first in range(0, len(maps), spec.out_channels)]
+        return torch.cat([part.sigmoid() if spec.activation == "sigmoid" else part.softmax(dim=0) for part in parts])
+
+    def outside(self, count: int) -> Tensor:
+        """What `answers` would hold, (count,), where the network did not look: background for sure."""
+        spec = self.models[0].spec
+        none = -math.inf if self.keeps_logits else 0.0
+        values = torch.full((spec.out_channels,), none)
+        if spec.activation == "softmax":
+            values[0] = 0.0 if self.keeps_logits else 1.0
+        return values.repeat(count // spec.out_channels)
 
     def view(self, number: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
         """Turns an array of the scan's grid so that its planes are in the order of a pass."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from medseg.bundles.spec import Blend, BundleSpec, Padding, Resize
+from medseg.bundles.spec import Blend, BundleSpec, Padding, Resize, Tiling
 from medseg.inference.device import Predictor
 from medseg.inference.placement import Placement
 from medseg.inference.slices import SlicePredictor
@@ -35,6 +35,7 @@ class SliceInferer:
         mode: weighting of overlapping windows.
         padding_mode: how a slice smaller than the window is filled up.
         cval: the value for constant padding.
+        tiling: whose rules say where windows lie, and what their voxels weigh.
     """
 
     axis: int
@@ -46,6 +47,7 @@ class SliceInferer:
     mode: Blend = "gaussian"
     padding_mode: Padding = "constant"
     cval: float = 0.0
+    tiling: Tiling = "monai"
 
     @classmethod
     def of(cls, spec: BundleSpec) -> SliceInferer:
@@ -66,13 +68,14 @@ class SliceInferer:
             mode=spec.blend,
             padding_mode=spec.padding,
             cval=spec.padding_value,
+            tiling=spec.tiling,
         )
 
     def window_count(self, shape: tuple[int, ...]) -> int:
         """How often the network looks at a volume of this spatial shape."""
         if self.resize != "none":
             return shape[self.axis]
-        return window_count(shape, self.roi_size, self.overlap)
+        return window_count(shape, self.roi_size, self.overlap, self.tiling)
 
     def __call__(
         self,
@@ -141,6 +144,7 @@ class SliceInferer:
             padding=self.padding_mode,
             padding_value=self.cval,
             sw_batch_size=self.sw_batch_size,
+            tiling=self.tiling,
         )
         return logit_planes(
             stack,

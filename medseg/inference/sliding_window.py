@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medseg.bundles.spec import Blend, BundleSpec, Padding
+from medseg.bundles.spec import Blend, BundleSpec, Padding, Tiling
 from medseg.inference.accumulate import Ring
 from medseg.inference.device import Arrival, Predictor
 from medseg.inference.placement import Field, Placement
@@ -34,6 +34,7 @@ class Windows:
         padding: how a volume smaller than the window is filled up.
         padding_value: the value for constant padding.
         sw_batch_size: windows for each pass of the network on the host; other devices find theirs.
+        tiling: whose rules say where windows lie, and what their voxels weigh.
     """
 
     roi_size: Sequence[int]
@@ -42,6 +43,7 @@ class Windows:
     padding: Padding = "constant"
     padding_value: float = 0.0
     sw_batch_size: int = 1
+    tiling: Tiling = "monai"
 
     @classmethod
     def of(cls, spec: BundleSpec) -> Windows:
@@ -53,36 +55,58 @@ class Windows:
             padding=spec.padding,
             padding_value=spec.padding_value,
             sw_batch_size=spec.sw_batch_size,
+            tiling=spec.tiling,
         )
 
 
-def window_starts(size: int, roi: int, overlap: float) -> list[int]:
-    """First voxels of the windows along one axis; the last window ends at the border."""
+def window_starts(size: int, roi: int, overlap: float, tiling: Tiling = "monai") -> list[int]:
+    """First voxels of the windows along one axis; the last window ends at the border.
+
+    MONAI moves the last window back, so that it overlaps more; nnU-Net spaces them all evenly.
+    """
     if size <= roi:
         return [0]
+    if tiling == "nnunet":
+        gaps = math.ceil((size - roi) / (roi * (1 - overlap)))
+        return [round((size - roi) / gaps * index) for index in range(gaps + 1)]
     step = max(int(roi * (1 - overlap)), 1)
     count = -(-(size - roi) // step) + 1
     return [min(index * step, size - roi) for index in range(count)]
 
 
-def window_count(shape: Sequence[int], roi_size: Sequence[int], overlap: float) -> int:
+def window_count(shape: Sequence[int], roi_size: Sequence[int], overlap: float, tiling: Tiling = "monai") -> int:
     """How many windows cover a volume of this spatial shape."""
-    return math.prod(len(window_starts(size, roi, overlap)) for size, roi in zip(shape, roi_size, strict=True))
+    return math.prod(len(window_starts(size, roi, overlap, tiling)) for size, roi in zip(shape, roi_size, strict=True))
 
 
-def importance_map(roi_size: Sequence[int], blend: Blend) -> Tensor:
+def importance_map(roi_size: Sequence[int], blend: Blend, tiling: Tiling = "monai") -> Tensor:
     """Weight of each voxel of a window, (D, H, W) float32.
 
     Gaussian: sigma is an eighth of the window along each axis, centred between the middle voxels where
-    the size is even, bounded below by 1e-3 so that the border counts.
+    the size is even, bounded below by 1e-3 so that the border counts. nnU-Net's is centred on the later of the two
+    middle voxels, in half precision, and 0 becomes the smallest other weight.
     """
     if blend == "constant":
         return torch.ones(tuple(roi_size))
+    if tiling == "nnunet":
+        return _nnunet_map(roi_size)
     weight = torch.ones(())
     for size in roi_size:
         offset = torch.arange(-(size - 1) / 2.0, (size - 1) / 2.0 + 1)
         weight = weight.unsqueeze(-1) * torch.exp(offset**2 / (-2.0 * (0.125 * size) ** 2))
     return weight.clamp(min=max(float(weight.min()), 1e-3))
+
+
+def _nnunet_map(roi_size: Sequence[int]) -> Tensor:
+    weight = torch.full((), 10.0, dtype=torch.float64)  # what nnU-Net scales the largest weight to
+    for size in roi_size:
+        offset = torch.arange(size, dtype=torch.float64) - size // 2
+        falloff = torch.exp(offset**2 / (-2.0 * (size / 8) ** 2))
+        # A Gaussian filter of an impulse: nothing beyond four deviations, rounded to voxels.
+        falloff[offset.abs() > int(4 * size / 8 + 0.5)] = 0
+        weight = weight.unsqueeze(-1) * falloff
+    half = weight.to(torch.float16).to(torch.float32)
+    return torch.where(half == 0, half[half > 0].min(), half)
 
 
 def stream_axis(shape: Sequence[int], roi_size: Sequence[int]) -> int:
@@ -189,9 +213,14 @@ def logit_planes(
         Logits (K, A, B) float32 on the host, A and B the two other axes in order; one for each voxel along `axis`.
     """
     place, roi_size = placement or Placement(), windows.roi_size
-    padded, inside = pad_to_window(image, roi_size, windows.padding, windows.padding_value, flips=flips)
-    starts = [window_starts(n, roi, windows.overlap) for n, roi in zip(padded.shape[1:], roi_size, strict=True)]
-    for flipped in flips:
+    # nnU-Net flips each window where it is, and not the volume before it is cut into windows.
+    turned = flips if windows.tiling == "monai" else ()
+    padded, inside = pad_to_window(image, roi_size, windows.padding, windows.padding_value, flips=turned)
+    starts = [
+        window_starts(n, roi, windows.overlap, windows.tiling)
+        for n, roi in zip(padded.shape[1:], roi_size, strict=True)
+    ]
+    for flipped in turned:
         last = padded.shape[1 + flipped] - roi_size[flipped]
         starts[flipped] = [last - first for first in reversed(starts[flipped])]
     order = (axis, *(other for other in range(3) if other != axis))
@@ -205,7 +234,7 @@ def logit_planes(
         return logits.permute(0, 1, *(2 + one for one in order)).contiguous()
 
     field = Field(padded)
-    weight = importance_map(roi_size, windows.blend).permute(order).contiguous()
+    weight = importance_map(roi_size, windows.blend, windows.tiling).permute(order).contiguous()
     sums = _Sums(place, field, weight, [padded.shape[1 + one] for one in order], [inside[one] for one in order])
     constant = torch.empty(0)  # the last constant window's logits
     done = 0

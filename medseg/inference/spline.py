@@ -27,7 +27,7 @@ def repeated_spline(coordinates: Tensor, size: int) -> Tensor:
     """As `mirrored_spline`, but with the first and last sample repeated beyond the ends (SciPy's ``mode="nearest"``).
 
     Args:
-        coordinates: float64, from 0 on; beyond the last sample too.
+        coordinates: float64; beyond the ends too, in front by no more than a few samples.
         size: samples on the axis, at least 1.
     """
     padded = mirrored_spline(coordinates.clamp(max=size - 1 + _EDGE) + _EDGE, size + 2 * _EDGE)
