@@ -19,6 +19,7 @@ from medseg.cli.diagnose import app as diagnose_app
 from medseg.cli.evaluate import evaluate
 from medseg.cli.infer import infer
 from medseg.cli.inspect import inspect
+from medseg.cli.label import app as label_app
 from medseg.cli.networks import app as networks_app
 from medseg.cli.phantom import app as phantom_app
 from medseg.cli.train import train
@@ -44,6 +45,7 @@ app.add_typer(benchmark_app, name="benchmark")
 app.add_typer(bundles_app, name="bundles")
 app.add_typer(diagnose_app, name="diagnose")
 app.add_typer(data_app, name="data")
+app.add_typer(label_app, name="label")
 app.add_typer(networks_app, name="networks")
 app.add_typer(phantom_app, name="phantom")
 app.add_typer(weights_app, name="weights")
