@@ -11,10 +11,14 @@ import streamlit as st
 
 from medseg.errors import MedsegError
 from medseg.review.api import PREFIX
+from medseg.review.compare import Segmentation
 from medseg.review.server import Services
-from medseg.review.signing import Claim, Purpose
-from medseg.review.store.models import Case, User
+from medseg.review.signing import Claim, Purpose, Reading
+from medseg.review.store.models import Case, Prediction, User
 from medseg.review.store.repo import Store
+
+COOKIE = "medseg_reviewer"
+"""Holds the identifier of the person who said a name in this browser, where there is no login."""
 
 STATES = ("new", "in review", "accepted", "needs correction", "rejected")
 
@@ -45,15 +49,29 @@ class Context:
         """A signed claim of this person."""
         return self.services.signer.sign(Claim(purpose, target, self.user.id))
 
-    def link(self, purpose: Purpose, target: str, path: str = "") -> str:
+    def link(self, purpose: Reading, *target: str) -> str:
         """A signed path on this server.
 
         Args:
-            purpose: what for, which is the route's name unless `path` says another.
-            target: of the claim, the last part of the path.
-            path: the path below the API's prefix.
+            purpose: what is read, the route's name.
+            target: identifiers of what it is about.
         """
-        return f"{PREFIX}/{path or f'{purpose}/{target}'}?t={self.token(purpose, target)}"
+        place = ".".join(target)
+        return f"{PREFIX}/{purpose}/{place}?t={self.token(purpose, place)}"
+
+    def revision_of(self, shown: Segmentation) -> int:
+        """The version that a label map is, or was drawn on; 0 for a model's."""
+        if shown.kind == "version":
+            return self.store.mask(shown.id).revision
+        return self.store.mask(shown.id).base_revision if shown.kind == "draft" else 0
+
+    def prediction_of(self, case: Case, shown: Segmentation | None) -> Prediction | None:
+        """The prediction that is shown, or that a version was made from."""
+        if shown is None or shown.kind == "reference":
+            return None
+        if shown.kind == "prediction":
+            return self.store.prediction(shown.id)
+        return self.store.origin(case.id, self.revision_of(shown))
 
 
 @contextmanager
@@ -85,8 +103,3 @@ def show_case(case_id: str) -> None:
         for key in ("shown", "cmd", "visible", "colours", "conflict"):
             st.session_state.pop(key, None)
     st.session_state.case_id = case_id
-
-
-def title(case: Case) -> str:
-    """A case on one line."""
-    return f"{case.name} · {case.state}"

@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 
 import streamlit as st
-from context import Context, show_case
+from context import COOKIE, Context, open_case, show_case
 from views import audit, compare, review, run, settings, worklist
 
 from medseg.errors import InputError
-from medseg.review.store.repo import BANNER
 from medseg.review.server import Services, services
 from medseg.review.store.models import User
+from medseg.review.store.repo import BANNER
 
-COOKIE = "medseg_reviewer"
 MONTH_S = 30 * 86400
 
 STYLE = f"""<style>
@@ -47,9 +46,9 @@ def _somebody(found: Services) -> User | None:
             st.session_state.user_id = found.store.sign_in(subject, name, role=found.settings.login.role(claims)).id
             st.session_state.subject = subject
         return found.store.user(st.session_state.user_id)
-    known = st.session_state.get("user_id") or st.context.cookies.get(COOKIE, "")
+    known = st.session_state.get("user_id") or ("" if "nobody" in st.session_state else st.context.cookies.get(COOKIE))
     try:
-        user = found.store.user(known)
+        user = found.store.user(known or "")
     except InputError:
         return None
     if not user.subject.startswith("local:"):
@@ -65,6 +64,8 @@ def _ask(found: Services) -> None:
     if found.settings.login is not None:
         st.button("Log in", type="primary", on_click=st.login)
         return
+    if "nobody" in st.session_state:
+        _remember("", 0)
     with st.form("who", width=420):
         name = " ".join(st.text_input("Your name", max_chars=80, help="It stands on every verdict you sign.").split())
         st.caption("This page has no login: the name is not checked.")
@@ -73,6 +74,12 @@ def _ask(found: Services) -> None:
                 st.session_state.user_id = found.store.sign_in(f"local:{name.casefold()}", name).id
                 st.rerun()
             st.error("Write your name.")
+
+
+def _remember(user_id: str, age: int) -> None:
+    """Keep in this browser who is there, for so many seconds."""
+    component = st.components.v2.component("medseg_remember", html="<span></span>", js=_REMEMBER)
+    component(key="remember", data={"name": COOKIE, "value": user_id, "age": age})
 
 
 def _main() -> None:
@@ -84,9 +91,8 @@ def _main() -> None:
         _ask(found)
         return
     if found.settings.login is None and st.context.cookies.get(COOKIE) != user.id:
-        remember = st.components.v2.component("medseg_remember", html="<span></span>", js=_REMEMBER)
-        remember(key="remember", data={"name": COOKIE, "value": user.id, "age": MONTH_S})
-    if wanted := st.query_params.get("case"):
+        _remember(user.id, MONTH_S)
+    if open_case() is None and (wanted := st.query_params.get("case")):
         show_case(wanted)
     ctx = Context(found, user)
     pages = {

@@ -22,6 +22,7 @@ from medseg.cli.inspect import inspect
 from medseg.cli.label import app as label_app
 from medseg.cli.networks import app as networks_app
 from medseg.cli.phantom import app as phantom_app
+from medseg.cli.review import review
 from medseg.cli.train import train
 from medseg.cli.weights import app as weights_app
 from medseg.errors import Interrupted, MedsegError
@@ -41,6 +42,7 @@ app.command()(batch)
 app.command()(inspect)
 app.command()(evaluate)
 app.command()(train)
+app.command()(review)
 app.add_typer(benchmark_app, name="benchmark")
 app.add_typer(bundles_app, name="bundles")
 app.add_typer(diagnose_app, name="diagnose")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import streamlit as st
-from context import Context, rgb_of, told
+from context import Context, told
 from viewer import Conflict
 
 from medseg.review import saving
@@ -21,7 +21,7 @@ _VERDICTS = {"accepted": "Accept", "needs correction": "Needs correction", "reje
 _HISTORY_SHOWN = 30
 
 
-# --- structures --------------------------------------------------------------------------------------------------------
+# --- structures -------------------------------------------------------------------------------------------------------
 
 
 def structures(ctx: Context, case: Case, shown: Segmentation | None, found: Measurements | None) -> None:
@@ -33,16 +33,18 @@ def structures(ctx: Context, case: Case, shown: Segmentation | None, found: Meas
     names = {row.value: row.name for row in rows}
     if st.session_state.get("active_label") not in names:
         st.session_state.active_label = rows[0].value
-    active = st.selectbox("Active structure (brush)", list(names), format_func=lambda one: names[one], key="active_label")
+    active = st.selectbox(
+        "Active structure (brush)", list(names), format_func=lambda one: names[one], key="active_label"
+    )
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
         st.button("All", on_click=_show_only, args=(names, None), key="show_all")
         st.button("None", on_click=_show_only, args=(names, ()), key="show_none")
-        st.button("Solo", on_click=_show_only, args=(names, (active,)), key="show_solo", help="Only the active structure")
-        row = next(one for one in rows if one.value == active)
-        picked = st.color_picker(
-            "Colour", _hex(rgb_of(row)), key=f"colour_{case.id}_{active}", label_visibility="collapsed"
+        st.button(
+            "Solo", on_click=_show_only, args=(names, (active,)), key="show_solo", help="Only the active structure"
         )
-        if picked != _hex(rgb_of(row)):
+        row = next(one for one in rows if one.value == active)
+        picked = st.color_picker("Colour", _hex(row), key=f"colour_{case.id}_{active}", label_visibility="collapsed")
+        if picked != _hex(row):
             st.session_state.setdefault("colours", {})[active] = picked
             st.rerun()
     st.slider("Opacity (%)", 0, 100, 50, key="opacity")
@@ -138,7 +140,7 @@ def _first_table(ctx: Context, case: Case) -> None:
                     st.rerun()
 
 
-# --- lesions -----------------------------------------------------------------------------------------------------------
+# --- lesions ----------------------------------------------------------------------------------------------------------
 
 
 def lesions(case: Case, found: Measurements | None, go: Callable[..., None]) -> None:
@@ -188,7 +190,7 @@ def lesions(case: Case, found: Measurements | None, go: Callable[..., None]) -> 
     st.caption("A click moves the crosshair; J and K go to the next and the one before.")
 
 
-# --- verdict -----------------------------------------------------------------------------------------------------------
+# --- verdict ----------------------------------------------------------------------------------------------------------
 
 
 def verdict(ctx: Context, case: Case, *, dirty: bool) -> None:
@@ -232,7 +234,7 @@ def _sign(ctx: Context, case: Case, *, dirty: bool) -> None:
         st.caption("Without a login the name is not checked.")
 
 
-# --- history -----------------------------------------------------------------------------------------------------------
+# --- history ----------------------------------------------------------------------------------------------------------
 
 
 def history(ctx: Context, case: Case, shown: Segmentation | None, *, dirty: bool) -> None:
@@ -308,7 +310,7 @@ def _done(result: Any) -> None:
     st.rerun()
 
 
-# --- conflict ----------------------------------------------------------------------------------------------------------
+# --- conflict ---------------------------------------------------------------------------------------------------------
 
 
 @st.dialog("Somebody else saved first", dismissible=False)
@@ -341,11 +343,11 @@ def _settle() -> None:
     st.session_state.pop("conflict", None)
 
 
-def _hex(colour: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
+def _hex(row: Label) -> str:
+    return f"#{row.r:02x}{row.g:02x}{row.b:02x}"
 
 
 def _swatch(row: Label) -> str:
     """A square of a structure's colour, as the table shows pictures."""
-    square = f"<svg xmlns='http://www.w3.org/2000/svg' width='18' height='18'><rect width='18' height='18' rx='3' fill='{_hex(rgb_of(row))}'/></svg>"
-    return "data:image/svg+xml;utf8," + square.replace("#", "%23")
+    square = f"<rect width='18' height='18' rx='3' fill='%23{_hex(row)[1:]}'/>"
+    return f"data:image/svg+xml;utf8,<svg xmlns='http://www.w3.org/2000/svg' width='18' height='18'>{square}</svg>"

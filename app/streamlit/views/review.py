@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import streamlit as st
 from context import Context, open_case, show_case, told
 from viewer import Command, Image, Label, Lesion, Mask, Overlay, Save, Tool, ViewerEvents, ViewerSpec, viewer
-from views import exports, panel
 
-from medseg.review.compare import Segmentation, legend, segmentation
-from medseg.review.store.models import Case
+from medseg.review.api import PREFIX
+from medseg.review.compare import Segmentation, segmentation
+from medseg.review.store.models import Case, User
 from medseg.review.structures import Measurements, measurements
+from views import exports, panel
 
 KEY = "viewer"
 PANEL_WIDTH = 360
-THIN = 1 / 3
-"""A scan is thin when one axis reaches less than this share of the longest: its axial planes get the most room."""
+LARGE_VOXELS = 12_000_000
+"""A scan of more voxels is shown from a smaller copy until it has come."""
 
 
 def render(ctx: Context) -> None:
@@ -48,9 +50,9 @@ def render(ctx: Context) -> None:
             tabs,
             (
                 lambda: panel.structures(ctx, case, shown, found),
-                lambda: panel.lesions(case, found),
+                lambda: panel.lesions(case, found, send),
                 lambda: panel.verdict(ctx, case, dirty=_dirty()),
-                lambda: panel.history(ctx, case, shown),
+                lambda: panel.history(ctx, case, shown, dirty=_dirty()),
                 lambda: exports.render(ctx, case),
             ),
             strict=True,
@@ -81,9 +83,17 @@ def _shown(ctx: Context, case: Case) -> Segmentation | None:
     with told():
         if chosen is not None:
             return segmentation(ctx.store, case.id, chosen)
-        if case.revision:
-            return segmentation(ctx.store, case.id, ctx.store.version(case.id, case.revision).id)
+        if base := _base(case):
+            return segmentation(ctx.store, case.id, ctx.store.version(case.id, base).id)
     return None
+
+
+def _base(case: Case) -> int:
+    """The revision that is edited: the current one, but while there are unsaved changes the one they were made to."""
+    kept = st.session_state.get("base")
+    if kept is None or kept[0] != case.id or not _dirty():
+        kept = st.session_state.base = (case.id, case.revision)
+    return int(kept[1])
 
 
 def _dirty() -> bool:
@@ -91,7 +101,7 @@ def _dirty() -> bool:
     return bool(dict(st.session_state.get(KEY) or {}).get("dirty"))
 
 
-# --- going from case to case -------------------------------------------------------------------------------------------
+# --- going from case to case ------------------------------------------------------------------------------------------
 
 
 def _sidebar(ctx: Context, case: Case) -> None:
@@ -132,22 +142,22 @@ def _sidebar(ctx: Context, case: Case) -> None:
 def _assign(ctx: Context, case: Case) -> None:
     if not ctx.may_review:
         return
-    people: dict[str | None, str] = {None: "nobody"}
+    people = {"": "nobody"}
     people |= {user.id: user.display_name for user in ctx.store.users() if user.role != "reader" and _person(user)}
     choice = st.selectbox(
         "Assigned to",
         list(people),
-        index=list(people).index(case.assigned_to) if case.assigned_to in people else 0,
+        index=list(people).index(case.assigned_to or "") if (case.assigned_to or "") in people else 0,
         format_func=lambda one: people[one],
         key=f"assigned_{case.id}",
     )
-    if choice != case.assigned_to:
+    if choice != (case.assigned_to or ""):
         with told():
-            ctx.store.assign(case.id, choice, by=ctx.user)
+            ctx.store.assign(case.id, choice or None, by=ctx.user)
             st.rerun()
 
 
-def _person(user: Any) -> bool:
+def _person(user: User) -> bool:
     return not user.subject.startswith("medseg:")
 
 
@@ -187,7 +197,7 @@ def _ask_about_changes() -> None:
             st.rerun()
 
 
-# --- the viewer --------------------------------------------------------------------------------------------------------
+# --- the viewer -------------------------------------------------------------------------------------------------------
 
 
 def send(
@@ -207,14 +217,13 @@ def send(
 def _spec(ctx: Context, case: Case, shown: Segmentation | None, found: Measurements | None) -> ViewerSpec:
     """What the viewer shows."""
     current = shown is None or st.session_state.get("shown") is None
-    rows = [] if shown is None and not ctx.store.labels(case.id) else _legend(ctx, case, shown)
+    rows = panel.labels_of(ctx, case, shown)
     visible: Mapping[int, bool] = st.session_state.get("visible", {})
-    colours: Mapping[int, str] = st.session_state.get("colours", {})
     labels = tuple(
         Label(
             value=row.screen_value,
             name=row.name,
-            rgb=_rgb(colours[row.value]) if row.value in colours else (row.r, row.g, row.b),
+            rgb=(row.r, row.g, row.b),
             visible=visible.get(row.value, True),
         )
         for row in rows
@@ -224,31 +233,26 @@ def _spec(ctx: Context, case: Case, shown: Segmentation | None, found: Measureme
     mask = None
     if shown is not None:
         mask = Mask(
-            url=ctx.segmentation_link(shown),
+            url=ctx.link("labels", case.id, shown.id),
             name="mask.nii.gz",
-            revision=case.revision if current else ctx.revision_of(shown),
+            revision=_base(case) if current else ctx.revision_of(shown),
             source="" if current else shown.id,
             title=shown.title,
         )
     save = None
     if ctx.may_review and current and labels:
         save = Save(
-            url=ctx.save_path(case.id),
+            url=f"{PREFIX}/mask/{case.id}",
             token=ctx.token("save", case.id),
-            revision=case.revision,
+            revision=_base(case),
             owner=ctx.user.id,
         )
     return ViewerSpec(
         case_id=case.id,
-        image=Image(
-            url=ctx.link("volume", case.id),
-            name=ctx.image_name(case),
-            preview_url=ctx.preview_link(case),
-            poster_url=ctx.link("poster", case.id),
-        ),
+        image=image_of(ctx, case),
         mask=mask,
         overlays=_overlays(ctx, case, shown),
-        modality="CT" if ctx.is_ct(case) else "MR",
+        modality="CT" if case.modality == "CT" else "MR",
         labels=labels,
         lesions=tuple(
             Lesion(id=row.number, label=screen[row.value], vox=row.voxel)
@@ -265,9 +269,15 @@ def _spec(ctx: Context, case: Case, shown: Segmentation | None, found: Measureme
     )
 
 
-def _legend(ctx: Context, case: Case, shown: Segmentation | None) -> Sequence[Any]:
-    names = dict(shown.names) if shown is not None else {}
-    return legend(ctx.store, case.id, names) if names else ctx.store.labels(case.id)
+def image_of(ctx: Context, case: Case) -> Image:
+    """The scan of a case; a large one has a smaller copy that is shown until it has come."""
+    large = math.prod(case.shape) > LARGE_VOXELS
+    return Image(
+        url=ctx.link("volume", case.id),
+        name="image.nii.gz" if case.image_path.lower().endswith(".gz") else "image.nii",
+        preview_url=ctx.link("reduced", case.id) if large else None,
+        poster_url=ctx.link("poster", case.id),
+    )
 
 
 def _overlays(ctx: Context, case: Case, shown: Segmentation | None) -> tuple[Overlay, ...]:
@@ -324,10 +334,6 @@ def _react(ctx: Context, case: Case, events: ViewerEvents) -> None:
         _ask_about_changes()
     elif st.session_state.get("conflict"):
         panel.conflict(ctx, case, send)
-
-
-def _rgb(colour: str) -> tuple[int, int, int]:
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
 def _plain(text: str) -> str:

@@ -145,9 +145,11 @@ def _add(ctx: Context, files: Sequence[Any], name: str, *, folder: bool) -> None
         case_name = name or f"upload {new_id()[:8]}"
         if name and len(groups) > 1:
             case_name = f"{name} {number}"
-        with told(), st.spinner("Reading the scan"), tempfile.TemporaryDirectory(
-            dir=ctx.store.folder, prefix=".upload-"
-        ) as place:
+        with (
+            told(),
+            st.spinner("Reading the scan"),
+            tempfile.TemporaryDirectory(dir=ctx.store.folder, prefix=".upload-") as place,
+        ):
             import_upload(ctx.store, _write(Path(place), group, folder=folder), name=case_name, by=ctx.user)
             added += 1
     if added == len(groups):
