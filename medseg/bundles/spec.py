@@ -101,6 +101,16 @@ class KeepLargest:
     pieces: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class CropForeground:
+    """Cut the volume down to the box of all voxels above 0 in any channel, and `margin` voxels around it.
+
+    What lies outside is background in the label map. It is for inference only: training does not crop label maps.
+    """
+
+    margin: tuple[int, int, int] = (0, 0, 0)
+
+
 IntensityStep = NormalizeIntensity | ScaleIntensity | ScaleIntensityRange | ScaleIntensityRangePercentiles
 
 _INTENSITY: dict[
@@ -239,7 +249,7 @@ class BundleSpec:
         orientation: axis codes of the model grid ("RAS"), or None to keep the scan's axes.
         spacing: voxel size of the model grid in mm, or None to keep the scan's.
         interpolation: how a scan is brought to that spacing; "cubic" is a cubic spline. The way back is linear.
-        intensity: steps applied in order on the model grid.
+        intensity: steps applied in order on the model grid, a crop among them.
         roi_size: the sliding window in voxels.
         overlap: share of the window that neighbours share, 0 to below 1.
         blend: weighting of overlapping windows.
@@ -269,7 +279,7 @@ class BundleSpec:
     orientation: str | None = "RAS"
     spacing: tuple[float, float, float] | None = None
     interpolation: Interpolation = "linear"
-    intensity: tuple[IntensityStep, ...] = ()
+    intensity: tuple[IntensityStep | CropForeground, ...] = ()
     overlap: float = 0.5
     blend: Blend = "gaussian"
     padding: Padding = "constant"
@@ -678,7 +688,7 @@ def config_of(spec: BundleSpec) -> dict[str, Any]:
     if spec.spacing is not None:
         mode = 3 if spec.interpolation == "cubic" else "bilinear"
         spatial.append({"_target_": "Spacingd", "keys": "image", "pixdim": list(spec.spacing), "mode": mode})
-    targets = {cls: target for target, cls in _INTENSITY.items()}
+    targets: dict[type, str] = {cls: target for target, cls in _INTENSITY.items()}
     intensity = [{"_target_": targets[type(step)], "keys": "image", **asdict(step)} for step in spec.intensity]
     return {
         "network_def": {"_target_": target_of(spec.network), **spec.network_args},

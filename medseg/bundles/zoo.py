@@ -15,6 +15,7 @@ from typing import Any
 from medseg.bundles.spec import (
     Activation,
     BundleSpec,
+    CropForeground,
     IntensityStep,
     Interpolation,
     KeepLargest,
@@ -43,6 +44,7 @@ _FREE |= {"meta_keys", "meta_key_postfix", "orig_meta_keys", "drop_meta", "non_b
 _READING = {"LoadImaged", "EnsureChannelFirstd", "AddChanneld", "AsChannelFirstd"}
 _NOTHING = {"ToTensord", "ToDeviced", "SelectItemsd", "DeleteItemsd", "Identityd", "FlattenSubKeysd"}
 _TYPES = {"EnsureTyped", "CastToTyped"}
+_ABOVE_ZERO = {"$lambdax:x>0", "$lambdaimg:img>0", "$monai.transforms.utils.is_positive"}
 _MODALITIES = {"ct": "CT", "mr": "MR", "mri": "MR"}
 # Nested structures that the BraTS challenge made usual, in the order of painting.
 _NESTED = ({"whole tumor", "wt"}, {"tumor core", "tc"}, {"enhancing tumor", "et"})
@@ -64,7 +66,7 @@ class _Before:
     orientation: str | None = None
     spacing: tuple[float, float, float] | None = None
     interpolation: Interpolation = "linear"
-    intensity: list[IntensityStep] = field(default_factory=list)
+    intensity: list[IntensityStep | CropForeground] = field(default_factory=list)
     padded: tuple[int, ...] = ()
 
 
@@ -260,6 +262,10 @@ class _Arguments:
             return default
         return self._config.value(self._left.pop(name), f"{self._step.path}::{name}")
 
+    def written(self, name: str) -> Any:
+        """The value of an argument as it stands in the file."""
+        return self._left.pop(name, None)
+
     def flag(self, name: str, *, default: bool = False) -> bool:
         """A truth value; some bundles write the text "True"."""
         value = self.take(name, default)
@@ -411,7 +417,24 @@ def _scale_percentiles(arguments: _Arguments) -> IntensityStep:
     )
 
 
-_INTENSITY: Mapping[str, Callable[[_Arguments], IntensityStep]] = {
+def _crop(arguments: _Arguments) -> CropForeground:
+    arguments.only("source_key", _IMAGE)
+    function = arguments.written("select_fn")
+    if function is not None and "".join(str(function).split()) not in _ABOVE_ZERO:
+        arguments.refuse("select_fn", function)
+    arguments.only("channel_indices")
+    arguments.only("k_divisible", 1)
+    arguments.only("mode", "constant")
+    arguments.ignore("start_coord_key", "end_coord_key")
+    margin, cut = _sizes(arguments.take("margin", 0)), arguments.flag("allow_smaller")
+    if any(margin) and not cut:  # MONAI would pad
+        arguments.refuse("margin", list(margin))
+    x, y, z = margin
+    return CropForeground((x, y, z))
+
+
+_INTENSITY: Mapping[str, Callable[[_Arguments], IntensityStep | CropForeground]] = {
+    "CropForegroundd": _crop,
     "NormalizeIntensityd": _normalize,
     "ScaleIntensityd": _scale,
     "ScaleIntensityRanged": _scale_range,

@@ -159,13 +159,13 @@ def to_scan(
     maps = export_maps(planes, size=size, step=step, shape=covered, nearest=near, centred=grid.centred)
     if grid.covered != grid.turned_shape:
         shape = (grid.turned_shape[i], grid.turned_shape[j], grid.turned_shape[k])
-        maps = _filled_up(maps, shape, (grid.inside[i], grid.inside[j], grid.inside[k]), outside)
+        maps = filled_up(maps, shape, (grid.inside[i], grid.inside[j], grid.inside[k]), outside)
     for plane in maps:
         turned = plane.flip(backwards) if backwards else plane
         yield turned.transpose(1, 2) if swapped else turned
 
 
-def _filled_up(
+def filled_up(
     planes: Iterator[Tensor], shape: tuple[int, int, int], box: Box, outside: Callable[[int], Tensor]
 ) -> Iterator[Tensor]:
     """Planes (K, a, b) of a box as planes (K, A, B) of all that is around it."""

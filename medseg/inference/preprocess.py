@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.bundles.nnunet import NNUNetScheme
-from medseg.bundles.spec import BundleSpec, WayBack
+from medseg.bundles.spec import BundleSpec, CropForeground, WayBack
 from medseg.inference import nnunet
 from medseg.inference.intensity import apply_intensity
 from medseg.inference.nnunet import Box
@@ -89,10 +89,12 @@ class Case:
     Attributes:
         image: (C, X', Y', Z') float32 on the model grid, intensity steps applied.
         grid: how to go back.
+        crop: the part of the model grid that the image covers; None: all of it.
     """
 
     image: Tensor
     grid: ModelGrid
+    crop: Box | None = None
 
 
 def model_grid(
@@ -171,9 +173,36 @@ def preprocess(volume: Volume, spec: BundleSpec) -> Case:
         image = resample(turned, grid.shape, grid.step)
     else:
         image = torch.from_numpy(np.ascontiguousarray(turned, dtype=np.float32))
+    crop: Box | None = None
     for step in spec.intensity:
-        image = apply_intensity(image, step)
-    return Case(image, grid)
+        if isinstance(step, CropForeground):
+            inner = foreground_box(image, step)
+            image = image[(slice(None), *inner)]
+            x, y, z = inner if crop is None else map(_within, crop, inner)
+            crop = (x, y, z)
+        else:
+            image = apply_intensity(image, step)
+    return Case(image.contiguous(), grid, crop)
+
+
+def foreground_box(image: Tensor, step: CropForeground) -> Box:
+    """The box of what `step` keeps of an image (C, X, Y, Z); all of it where nothing is above 0."""
+    above = (image > 0).any(dim=0)
+    found = []
+    for axis, margin in enumerate(step.margin):
+        others = [other for other in range(3) if other != axis]
+        places = above.any(dim=others[1]).any(dim=others[0]).nonzero()
+        if not len(places):
+            return slice(0, image.shape[1]), slice(0, image.shape[2]), slice(0, image.shape[3])
+        low, high = int(places[0]) - margin, int(places[-1]) + 1 + margin
+        found.append(slice(max(low, 0), min(high, image.shape[1 + axis])))
+    x, y, z = found
+    return x, y, z
+
+
+def _within(outer: slice, inner: slice) -> slice:
+    """A part of a part."""
+    return slice(outer.start + inner.start, outer.start + inner.stop)
 
 
 def _preprocess_nnunet(volume: Volume, spec: BundleSpec, scheme: NNUNetScheme) -> Case:

@@ -20,6 +20,7 @@ from medseg.inference.ensemble import (
     Layout,
     Model,
     activated,
+    filled_up,
     lay_out,
     mean_and_entropy,
     mean_planes,
@@ -30,7 +31,7 @@ from medseg.inference.ensemble import (
 from medseg.inference.ensemble import plane_axis as plane_axis
 from medseg.inference.export import export_labels, paint_regions, strongest_class
 from medseg.inference.placement import Placement
-from medseg.inference.preprocess import Case, ModelGrid
+from medseg.inference.preprocess import Case
 from medseg.inference.slice_inferer import SliceInferer
 from medseg.inference.sliding_window import Windows, logit_planes, window_count
 from medseg.inference.uncertainty import Summary, Tally, entropy
@@ -192,13 +193,30 @@ def logits_by_plane(
 
 def window_total(model: Model) -> int:
     """How often a model's network looks at its case, all flips together."""
-    return len(model.flips) * _windows(model.case.grid, model.spec)
+    x, y, z = model.case.image.shape[1:]
+    return len(model.flips) * _windows((x, y, z), model.spec)
 
 
-def _windows(grid: ModelGrid, spec: BundleSpec) -> int:
+def _windows(shape: tuple[int, int, int], spec: BundleSpec) -> int:
     if spec.slices is not None:
-        return SliceInferer.of(spec).window_count(grid.shape)
-    return window_count(grid.shape, spec.roi_size, spec.overlap, spec.tiling)
+        return SliceInferer.of(spec).window_count(shape)
+    return window_count(shape, spec.roi_size, spec.overlap, spec.tiling)
+
+
+def _uncropped(planes: Iterator[Tensor], case: Case, axis: int, *, softmax: bool) -> Iterator[Tensor]:
+    """Planes (K, a, b) of logits of a cropped image as planes of its model grid, background for sure around it."""
+    if case.crop is None:
+        return planes
+    i, j, k = plane_order(axis)
+    shape = (case.grid.shape[i], case.grid.shape[j], case.grid.shape[k])
+
+    def outside(classes: int) -> Tensor:
+        values = torch.full((classes,), -math.inf)
+        if softmax:
+            values[0] = 0
+        return values
+
+    return filled_up(planes, shape, (case.crop[i], case.crop[j], case.crop[k]), outside)
 
 
 def _label(passes: _Passes, labels: NDArray[Any], temperatures: Sequence[float]) -> None:
@@ -297,6 +315,7 @@ class _Passes:
                     flips=flips,
                     progress=count.of_pass(),
                 )
+                planes = _uncropped(planes, model.case, axis, softmax=model.spec.activation == "softmax")
                 self.logits.append(self._clock.timed(planes))
 
     @property
