@@ -48,9 +48,9 @@ export class Readout {
     })
     const unit = spec.modality === 'CT' ? ' HU' : ''
     const parts: (string | HTMLElement)[] = [
-      `mm ${mm} (RAS)   voxel ${grid.toFile(at).join(', ')}   `,
       el('b', { textContent: value === null ? '–' : `${digits(value)}${unit}` }), '   ',
       el('b', { textContent: names.join(' | ') }),
+      `   mm ${mm} (RAS)   voxel ${grid.toFile(at).join(', ')}`,
     ]
     for (const overlay of scene.overlays) {
       const here = overlay.visible ? scene.overlayValue(overlay, at) : null

@@ -19,10 +19,36 @@ export function renderer(): 'hardware' | 'software' | null {
   return /swiftshader|llvmpipe|softpipe|software|basic render/i.test(name) ? 'software' : 'hardware'
 }
 
-/** A grid of every n-th voxel of a volume. */
-export interface Reduced {
-  volume: Volume
-  factor: [number, number, number]
+/** Part of a volume: first voxel and size, in the file's order. */
+export interface Box {
+  start: [number, number, number]
+  size: [number, number, number]
+}
+
+/** The part that holds all labels, with a margin; null when there are none. */
+export function boxOf(mask: Uint8Array, dims: [number, number, number]): Box | null {
+  const low = [...dims]
+  const high = [-1, -1, -1]
+  const [nx, ny, nz] = dims
+  let at = 0
+  for (let k = 0; k < nz; k++) {
+    for (let j = 0; j < ny; j++) {
+      for (let i = 0; i < nx; i++, at++) {
+        if (!mask[at]) continue
+        if (i < low[0]) low[0] = i
+        if (i > high[0]) high[0] = i
+        if (j < low[1]) low[1] = j
+        if (j > high[1]) high[1] = j
+        low[2] = Math.min(low[2], k)
+        high[2] = k
+      }
+    }
+  }
+  if (high[0] < 0) return null
+  const start = low.map((n, axis) => Math.max(0, n - Math.ceil((high[axis] - n) * 0.1) - 2)) as Box['start']
+  const size = high.map((n, axis) =>
+    Math.min(dims[axis], n + Math.ceil((n - low[axis]) * 0.1) + 3) - start[axis]) as Box['size']
+  return { start, size }
 }
 
 /** How far each axis is thinned out so that at most `most` voxels remain; long axes first. */
@@ -33,20 +59,22 @@ export function factors(dims: [number, number, number], most: number): [number, 
   return factor
 }
 
-/** Every n-th voxel of one channel. */
-export function thinOut(volume: Volume, channel: number, factor: [number, number, number]): Volume {
+/** Every n-th voxel of a part of one channel. */
+export function thinOut(volume: Volume, channel: number, { start, size }: Box, factor: [number, number, number]): Volume {
   const [nx, ny, nz] = volume.dims
-  const dims = volume.dims.map((n, axis) => Math.ceil(n / factor[axis])) as [number, number, number]
+  const dims = size.map((n, axis) => Math.ceil(n / factor[axis])) as [number, number, number]
   const make = volume.data.constructor as new (length: number) => Volume['data']
   const data = new make(dims[0] * dims[1] * dims[2])
   let to = 0
-  for (let k = 0; k < nz; k += factor[2]) {
-    for (let j = 0; j < ny; j += factor[1]) {
+  for (let k = start[2]; k < start[2] + size[2]; k += factor[2]) {
+    for (let j = start[1]; j < start[1] + size[1]; j += factor[1]) {
       const row = nx * (j + ny * (k + nz * channel))
-      for (let i = 0; i < nx; i += factor[0]) data[to++] = volume.data[row + i]
+      for (let i = start[0]; i < start[0] + size[0]; i += factor[0]) data[to++] = volume.data[row + i]
     }
   }
-  const affine = volume.affine.map(row => [row[0] * factor[0], row[1] * factor[1], row[2] * factor[2], row[3]])
+  const affine = volume.affine.map(([x, y, z, w]) => [
+    x * factor[0], y * factor[1], z * factor[2], w + x * start[0] + y * start[1] + z * start[2],
+  ])
   return { ...volume, dims, channels: 1, affine, data }
 }
 
@@ -54,10 +82,8 @@ export class Three {
   readonly element = document.createElement('div')
   private readonly canvas = document.createElement('canvas')
   private nv: Niivue | null = null
-  private factor: [number, number, number] = [1, 1, 1]
-  private labelsOnly = true
-  private stale = true
-  private shown: Scene | null = null
+  private withScan = false
+  private shown: { scene: Scene; key: string } | null = null
 
   constructor(readonly kind: 'hardware' | 'software') {
     this.element.className = 'three'
@@ -82,44 +108,41 @@ export class Three {
       })
       await this.nv.attachToCanvas(this.canvas, false)
       this.nv.setSliceType(SLICE_TYPE.RENDER)
+      this.nv.setRenderAzimuthElevation(160, 12) // from the front, a little from the side and above
     }
     const nv = this.nv
-    if (this.shown !== scene) {
-      this.shown = scene
-      this.factor = factors(scene.grid.dims, MOST_VOXELS[this.kind])
-      const buffer = writeNifti(thinOut(scene.image, scene.channel, this.factor))
+    const { grid } = scene
+    const labels = boxOf(scene.mask, grid.dims)
+    const box = labels && !this.withScan ? labels : { start: [0, 0, 0] as Box['start'], size: grid.dims }
+    const factor = factors(box.size, MOST_VOXELS[this.kind])
+    const key = [box.start, box.size, scene.channel].join()
+    if (this.shown?.scene !== scene || this.shown.key !== key) {
+      const buffer = writeNifti(thinOut(scene.image, scene.channel, box, factor))
       const image = await NVImage.loadFromUrl({ url: 'scan.nii', name: 'scan.nii', buffer })
       nv.closeDrawing()
       for (const old of [...nv.volumes]) nv.removeVolume(old)
       nv.addVolume(image)
-      this.stale = true
+      this.shown = { scene, key }
     }
+    const drawing = thinOut(
+      { dims: grid.dims, channels: 1, affine: grid.affine, data: scene.mask, slope: 1, inter: 0 }, 0, box, factor,
+    )
+    const image = await NVImage.loadFromUrl({ url: 'labels.nii', name: 'labels.nii', buffer: writeNifti(drawing) })
+    nv.drawLut = lut(scene.labels, scene.shown)
+    nv.loadDrawing(image)
     const volume = nv.volumes[0]
     volume.cal_min = scene.window[0] - scene.window[1] / 2
     volume.cal_max = scene.window[0] + scene.window[1] / 2
-    volume.opacity = this.labelsOnly ? 0 : 1
-    nv.drawLut = lut(scene.labels, scene.shown)
-    nv.updateGLVolume()
-    const { grid } = scene
-    const drawing = thinOut(
-      { dims: grid.dims, channels: 1, affine: grid.affine, data: scene.mask, slope: 1, inter: 0 }, 0, this.factor,
-    )
-    const some = drawing.data.some(value => value !== 0)
-    if (this.stale || some) {
-      const labels = await NVImage.loadFromUrl({ url: 'labels.nii', name: 'labels.nii', buffer: writeNifti(drawing) })
-      nv.loadDrawing(labels)
-      this.stale = false
-    }
+    volume.opacity = labels && !this.withScan ? 0 : 1
     nv.setDrawOpacity(1)
-    volume.opacity = some && this.labelsOnly ? 0 : 1
     nv.updateGLVolume()
     nv.drawScene()
   }
 
   /** Structures alone, or the scan with them. */
   toggleScan(): boolean {
-    this.labelsOnly = !this.labelsOnly
-    return !this.labelsOnly
+    this.withScan = !this.withScan
+    return this.withScan
   }
 
   /** The picture, for a screenshot. */

@@ -50,6 +50,10 @@ export class Toolbar {
   private readonly protect = el('select', { title: 'What may be painted over', ariaLabel: 'Paint over' })
   private readonly tolerance = number('How far values may differ from where you click')
   private readonly reach = number('How far the region may reach from where you click, mm')
+  private readonly hint = el('span', {
+    className: 'hint',
+    textContent: 'Left drag: crosshair · right drag: window · middle drag: pan · wheel: slices · Ctrl + wheel: zoom · ? keys',
+  })
   private readonly fields: Record<'size' | 'grow' | 'threshold' | 'label', HTMLElement>
 
   constructor(private readonly viewer: Viewer) {
@@ -97,7 +101,7 @@ export class Toolbar {
       threshold: el('label', {}, this.low, 'to', this.high),
     }
     this.options.append(
-      this.fields.label, this.fields.size, this.threeD.parentElement!, this.fields.grow, this.limited.parentElement!,
+      this.hint, this.fields.label, this.fields.size, this.threeD.parentElement!, this.fields.grow, this.limited.parentElement!,
       this.fields.threshold, this.protect,
     )
     this.label.onchange = () => viewer.setTool({ label: Number(this.label.value) })
@@ -170,14 +174,20 @@ export class Toolbar {
     this.maps.hidden = !spec.overlays.length
     this.screenshot.hidden = !spec.screenshot
     if (scene) this.channel.value = String(scene.channel)
-    this.options.hidden = !tool || tool.name === 'navigate' || !editable
+    // The row keeps its place, so that the planes do not jump when a tool is chosen.
+    const draws = !!tool && tool.name !== 'navigate' && editable
+    const show = (element: HTMLElement, when: boolean) => {
+      element.hidden = !draws || !when
+    }
+    this.hint.hidden = draws
+    show(this.fields.label, tool?.name !== 'eraser')
+    show(this.fields.size, tool?.name === 'brush' || tool?.name === 'eraser')
+    show(this.threeD.parentElement!, tool?.name !== 'fill')
+    show(this.fields.grow, tool?.name === 'grow' && !tool.limited)
+    show(this.limited.parentElement!, tool?.name !== 'eraser')
+    show(this.fields.threshold, tool?.name !== 'eraser' && !!tool?.limited)
+    show(this.protect, true)
     if (!tool) return
-    this.fields.label.hidden = tool.name === 'eraser'
-    this.fields.size.hidden = tool.name !== 'brush' && tool.name !== 'eraser'
-    this.threeD.parentElement!.hidden = tool.name === 'fill'
-    this.fields.grow.hidden = tool.name !== 'grow' || tool.limited
-    this.limited.parentElement!.hidden = tool.name === 'eraser'
-    this.fields.threshold.hidden = tool.name === 'eraser' || !tool.limited
     this.label.value = String(tool.label)
     this.swatch.style.background = `rgb(${(scene?.label(tool.label)?.rgb ?? [0, 0, 0]).join(',')})`
     this.size.value = String(tool.size)
