@@ -51,13 +51,19 @@ class Found:
 
 
 def find_cases(
-    inputs: Sequence[str | Path], *, channels: int = 1, recursive: bool = False, output: Path | None = None
+    inputs: Sequence[str | Path],
+    *,
+    channels: int = 1,
+    partial: bool = False,
+    recursive: bool = False,
+    output: Path | None = None,
 ) -> Found:
     """Find the cases that the inputs name.
 
     Args:
         inputs: folders, patterns (``"data/*/ct.nii.gz"``), volumes, DICOM folders and CSV manifests.
         channels: of the bundle; with several, files ``CASE_0000``, ``CASE_0001`` ... are one case.
+        partial: some of a case's channels may be missing.
         recursive: also search the folders' subfolders; the names keep them.
         output: the batch's folder, which is not searched when it lies inside an input.
 
@@ -73,7 +79,11 @@ def find_cases(
         path = Path(given)
         if path.suffix.lower() == ".csv" and path.is_file():
             cases += [
-                Case(row.case or case_name(row.images[0]), row.images, _channel_count(len(row.images), channels))
+                Case(
+                    row.case or case_name(row.images[0]),
+                    row.images,
+                    _channel_count(len(row.images), channels, partial=partial),
+                )
                 for row in read_manifest(path)
             ]
             continue
@@ -86,7 +96,7 @@ def find_cases(
     scans = {(file.path.parent, split_suffix(file.path)[0]) for file in files}
     plain = [file for file in files if not _is_output(file.path) or _scan_of(file.path) not in scans]
     left_out += len(files) - len(plain)
-    cases += _grouped(plain, channels) if channels > 1 else [_single(file) for file in plain]
+    cases += _grouped(plain, channels, partial=partial) if channels > 1 else [_single(file) for file in plain]
     if not cases:
         seen = ", ".join(str(one) for one in inputs[:_NAMED])
         more = f" ({left_out} files *_seg are results, not scans)" if left_out else ""
@@ -221,7 +231,7 @@ def _single(file: _File) -> Case:
     return Case(file.name(case_name(file.path)), (file.path,))
 
 
-def _grouped(files: Iterable[_File], channels: int) -> list[Case]:
+def _grouped(files: Iterable[_File], channels: int, *, partial: bool) -> list[Case]:
     """Cases of files CASE_0000, CASE_0001 ...; a file without such a number holds all channels itself."""
     groups: dict[tuple[Path, str], dict[int, _File]] = {}
     cases: list[Case] = []
@@ -238,17 +248,18 @@ def _grouped(files: Iterable[_File], channels: int) -> list[Case]:
         numbers = sorted(group)
         missing = sorted(set(range(channels)) - set(numbers))
         problem = ""
-        if missing:
+        if missing and not partial:
             problem = f"channel {', '.join(f'_{number:04}' for number in missing)} is missing"
         elif len(numbers) > channels:
-            problem = _channel_count(len(numbers), channels)
+            problem = _channel_count(len(numbers), channels, partial=partial)
         cases.append(Case(group[numbers[0]].name(stem), tuple(group[number].path for number in numbers), problem))
     return sorted(cases, key=lambda case: case.name)
 
 
-def _channel_count(count: int, channels: int) -> str:
+def _channel_count(count: int, channels: int, *, partial: bool) -> str:
     """The problem with this many files; none for one file, which may hold all channels."""
-    return "" if count in {1, channels} else f"{count} files; the bundle takes {channels}"
+    fits = count in {1, channels} or (partial and count < channels)
+    return "" if fits else f"{count} files; the bundle takes {channels}"
 
 
 def _without_repeats(cases: Sequence[Case]) -> tuple[list[Case], list[str]]:

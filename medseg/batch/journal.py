@@ -48,6 +48,7 @@ class Entry(BaseModel):
         volumes_ml: label name to volume.
         warnings: as in the record.
         quality: score and predicted_dice, where uncertainty was asked for.
+        named: the patient's class, of a bundle that diagnoses.
         code: exit code of the failure.
         message: the failure in one line.
     """
@@ -69,6 +70,7 @@ class Entry(BaseModel):
     volumes_ml: dict[str, float] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     quality: dict[str, float] = Field(default_factory=dict)
+    named: str = ""
     code: int = 0
     message: str = ""
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -23,6 +23,7 @@ from medseg.batch.worker import Settings, Worker
 from medseg.bundles.ensemble import Ensemble, Loadable, load_ensemble
 from medseg.bundles.locate import DEFAULT_BUNDLE
 from medseg.errors import BundleError, OutputError, UsageError
+from medseg.inference.record import disclaimer_of
 
 Engine = Literal["local", "ray"]
 
@@ -117,9 +118,9 @@ def run_batch(
     begin = time.perf_counter()
     settings, workers, listener = settings or Settings(), workers or Workers(), listener or Silence()
     loaded = load_ensemble(bundle, weights, trust=settings.trust)
-    _check(loaded, settings, workers)
+    diagnoses = _check(loaded, settings, workers)
     folder = Path(output).absolute()
-    found = find_cases(inputs, channels=loaded.spec.in_channels, recursive=recursive, output=folder)
+    found = find_cases(inputs, channels=loaded.spec.in_channels, partial=diagnoses, recursive=recursive, output=folder)
     cases = [case for case in found.cases if shard is None or _in_shard(case.name, shard)]
     if not cases and shard is None:
         raise UsageError("INPUT", "no case")
@@ -156,9 +157,10 @@ def run_batch(
                 plan.earlier,
                 output=folder,
                 bundle=loaded.name,
-                labels=[name for value, name in loaded.spec.labels.items() if value],
+                labels=[name for value, name in _labels(loaded).items() if value],
                 seconds=time.perf_counter() - begin,
                 notes=found.notes,
+                disclaimer=disclaimer_of(loaded.metadata),
             )
             summary.write()
             return summary
@@ -181,8 +183,8 @@ def run_batch(
         return close()
 
 
-def _check(bundle: Ensemble, settings: Settings, workers: Workers) -> None:
-    """Refuse what would fail for every case, before the first one.
+def _check(bundle: Ensemble, settings: Settings, workers: Workers) -> bool:
+    """Refuse what would fail for every case, before the first one; whether the bundle diagnoses patients.
 
     Raises:
         UsageError: an option out of range, or options that contradict each other. BundleError: no weights.
@@ -192,13 +194,18 @@ def _check(bundle: Ensemble, settings: Settings, workers: Workers) -> None:
         raise UsageError("--overlap", f"{settings.overlap} is not in [0, 1)", "0.5 is usual")
     if settings.tta and not any(member.bundle.spec.mirror_axes for member in bundle.members):
         raise UsageError("--tta", f"{bundle.name} allows no flips", "run it without --tta")
+    from medseg.inference.run import check_diagnosing
+
+    diagnoses = check_diagnosing(
+        bundle, align=settings.align, patient=settings.metadata is not None, backend=settings.backend
+    )
     for one in (member.bundle for member in bundle.members):
         if one.weights is None:
             raise BundleError(one.name, "has no weights", one.how_to_get_weights())
     if workers.count is not None and workers.count < 1:
         raise UsageError("--workers", f"{workers.count} is not a number of workers", "1 or more")
     if workers.engine == "ray":
-        return  # its nodes have other devices than this machine
+        return diagnoses  # its nodes have other devices than this machine
     if workers.address is not None:
         raise UsageError("--address", "is the address of a Ray cluster", "add --engine ray")
     from medseg.inference.backends.host import check_choice
@@ -208,6 +215,15 @@ def _check(bundle: Ensemble, settings: Settings, workers: Workers) -> None:
     check_choice(settings.backend, settings.precision, device=kind)
     if kind != "cpu" and (workers.count or 1) > 1:
         raise UsageError("--workers", "several processes are for CPUs", "use --engine ray for several GPUs")
+    return diagnoses
+
+
+def _labels(loaded: Ensemble) -> Mapping[int, str]:
+    """The names of the label values that results hold."""
+    from medseg.inference.diagnosis import classes_of, typed_labels
+
+    codes = classes_of(loaded.members[0].bundle)
+    return typed_labels(loaded.spec, list(codes)) if codes else loaded.spec.labels
 
 
 def _make(folder: Path) -> None:

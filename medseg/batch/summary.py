@@ -25,6 +25,7 @@ from medseg.errors import (
     PartialError,
     UsageError,
 )
+from medseg.inference.record import DISCLAIMER
 from medseg.io.write import OutputSet, Target
 
 NAMES = ("summary.csv", "summary.json")
@@ -49,6 +50,7 @@ class CaseSummary(BaseModel):
         seconds: time spent on it, None when unknown.
         volumes_ml: label name to volume.
         quality: score and predicted_dice, where uncertainty was asked for.
+        named: the patient's class, of a bundle that diagnoses.
         warnings: as in the case's record.
         code: exit code of the failure, 0 when there is none.
         message: the failure in one line.
@@ -63,6 +65,7 @@ class CaseSummary(BaseModel):
     seconds: float | None = None
     volumes_ml: dict[str, float] = Field(default_factory=dict)
     quality: dict[str, float] = Field(default_factory=dict)
+    named: str = ""
     warnings: tuple[str, ...] = ()
     code: int = 0
     message: str = ""
@@ -88,7 +91,7 @@ class Summary(BaseModel):
     output: Path = Field(exclude=True)
     medseg: str = medseg.__version__
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    disclaimer: str = "Research use only; not a medical device."
+    disclaimer: str = DISCLAIMER
     bundle: str
     labels: tuple[str, ...]
     counts: dict[str, int]
@@ -118,13 +121,14 @@ class Summary(BaseModel):
         writer = csv.writer(text, lineterminator="\n")
         volumes = [f"{name}_ml" for name in self.labels]
         quality = [name for name in _QUALITY if any(name in case.quality for case in self.cases)]
-        writer.writerow(
-            ["case", "status", "earlier", "code", "seconds", *volumes, *quality, "warnings", "message", "labels_file"]
-        )
+        diagnosed = ["class"] if any(case.named for case in self.cases) else []
+        columns = ["case", "status", "earlier", "code", "seconds", *diagnosed, *volumes, *quality]
+        writer.writerow([*columns, "warnings", "message", "labels_file"])
         for case in self.cases:
             writer.writerow(
                 [case.case, case.status, "yes" if case.earlier else "no", case.code]
                 + ["" if case.seconds is None else f"{case.seconds:.3f}"]
+                + ([case.named] if diagnosed else [])
                 + [case.volumes_ml.get(name, "") for name in self.labels]
                 + [case.quality.get(name, "") for name in quality]
                 + ["; ".join(case.warnings), case.message, case.outputs.get("labels", "")]
@@ -153,6 +157,7 @@ def summarize(
     labels: Sequence[str],
     seconds: float,
     notes: Sequence[str],
+    disclaimer: str = DISCLAIMER,
 ) -> Summary:
     """Make the summary.
 
@@ -165,10 +170,12 @@ def summarize(
         labels: names of the bundle's labels, background left out.
         seconds: wall time of this run.
         notes: what was left out of the inputs.
+        disclaimer: what the bundle's results say of themselves.
     """
     rows = [_row(case, entries.get(case.name), earlier.get(case.name)) for case in cases]
     return Summary(
         output=output,
+        disclaimer=disclaimer,
         bundle=bundle,
         labels=tuple(labels),
         counts=dict(Counter(row.status for row in rows)),
@@ -191,6 +198,7 @@ def _row(case: Case, now: Entry | None, before: Entry | None) -> CaseSummary:
         seconds=round(sum(entry.seconds.values()), 3) if entry.seconds else None,
         volumes_ml=entry.volumes_ml,
         quality=entry.quality,
+        named=entry.named,
         warnings=entry.warnings,
         code=entry.code,
         message=entry.message,

@@ -22,6 +22,8 @@ from medseg.batch.lock import holds
 from medseg.bundles.ensemble import Ensemble, Member, load_ensemble
 from medseg.bundles.load import Bundle, ResidentBundle
 from medseg.errors import InputError, MedsegError, OutputError
+from medseg.io.files import patient_names
+from medseg.io.patients import facts_of, read_patients
 
 if TYPE_CHECKING:
     from medseg.inference.record import Record
@@ -126,6 +128,7 @@ class Worker:
         self.output = output
         self.token = token
         self.key = Key.of(self.bundle, settings)
+        self._patients = {} if settings.metadata is None else read_patients(Path(settings.metadata))
         self._computing, self._writing = threading.Lock(), threading.Lock()
         self._stopped = False
 
@@ -154,9 +157,10 @@ class Worker:
         """Read a case's scan.
 
         Raises:
-            MedsegError: as `read_volume`.
+            MedsegError: as `read_scan`.
         """
-        from medseg.io.read import is_dicom_input, read_volume
+        from medseg.inference.run import read_scan
+        from medseg.io.read import is_dicom_input
 
         if case.problem:
             raise InputError(case.scans[0], case.problem, "give one file for each channel")
@@ -165,9 +169,10 @@ class Worker:
         series = self.settings.series
         if series is not None and not all(map(is_dicom_input, case.scans)):
             series = None  # a batch may hold other files beside DICOM
-        volume = read_volume(
+        volume = read_scan(
             _scan(case),
-            channels=self.bundle.spec.in_channels,
+            self.bundle,
+            align=self.settings.align,
             series=series,
             fix_gantry_tilt=self.settings.fix_gantry_tilt,
         )
@@ -182,7 +187,11 @@ class Worker:
         from medseg.inference.run import infer
 
         asked = self.settings.computing()
-        result = infer(_scan(case), bundle=self.bundle, volume=scan.volume, progress=progress, **asked)
+        patient = None
+        if self.settings.metadata is not None:
+            names = case.name, *patient_names(case.scans[0])
+            patient = facts_of(self._patients, Path(self.settings.metadata), *names)
+        result = infer(_scan(case), bundle=self.bundle, volume=scan.volume, patient=patient, progress=progress, **asked)
         seconds = result.record.seconds | {"read": round(scan.seconds, 3)}
         return replace(result, record=result.record.model_copy(update={"seconds": seconds}))
 
@@ -212,6 +221,7 @@ class Worker:
             volumes_ml={label.name: label.volume_ml for label in record.labels},
             warnings=record.warnings,
             quality=_quality(record),
+            named="" if record.diagnosis is None else record.diagnosis.named,
         )
 
     def failed(self, case: Case, error: Exception) -> Entry:
@@ -258,6 +268,7 @@ class Worker:
         volumes_ml: Mapping[str, float] | None = None,
         warnings: tuple[str, ...] = (),
         quality: Mapping[str, float] | None = None,
+        named: str = "",
         code: int = 0,
         message: str = "",
     ) -> Entry:
@@ -276,6 +287,7 @@ class Worker:
             volumes_ml=dict(volumes_ml or {}),
             warnings=warnings,
             quality=dict(quality or {}),
+            named=named,
             code=code,
             message=message,
         )

@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from medseg.bundles.locate import DEFAULT_BUNDLE
-from medseg.cli.options import AssignUids, Backend, Bundles, Device, Flips, Overlap, Precision, Trust, Weights
+from medseg.cli.options import (
+    AssignUids,
+    Backend,
+    Bundles,
+    Device,
+    Flips,
+    Metadata,
+    Overlap,
+    Precision,
+    Register,
+    Trust,
+    Weights,
+)
 from medseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,6 +60,8 @@ def batch(
         bool, typer.Option("--uncertainty", help="Also write how sure each voxel is, and score each case.")
     ] = False,
     trust: Trust = False,
+    metadata: Metadata = None,
+    register: Register = False,
     force: Annotated[
         bool, typer.Option("--force", help="Go on with scans that are not what the bundle was trained on.")
     ] = False,
@@ -130,6 +144,8 @@ def batch(
                 trust,
                 series,
                 assign_uids,
+                metadata=None if metadata is None else str(metadata.absolute()),
+                align=register,
             ),
             workers=Workers(engine, workers, address, cpus_per_actor),
             recursive=recursive,
@@ -166,10 +182,13 @@ def _print(summary: Summary) -> None:
     cases = sorted(summary.cases, key=lambda case: case.status == "done")
     shown = summary.cases if len(cases) <= _ROWS else cases[:_ROWS]
     few = len(summary.labels) <= 4
+    diagnosed = any(case.named for case in summary.cases)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("case", overflow="fold")
     table.add_column("status")
     table.add_column("s", justify="right")
+    if diagnosed:
+        table.add_column("class")
     for name in summary.labels if few else ("labels found",):
         table.add_column(f"{name} ml" if few else name, justify="right")
     table.add_column("remarks", overflow="fold")
@@ -181,7 +200,8 @@ def _print(summary: Summary) -> None:
         seconds = "" if case.seconds is None else f"{case.seconds:.1f}"
         status = f"{case.status}, earlier" if case.earlier else case.status
         remarks = case.message or "; ".join(case.warnings)
-        table.add_row(*(Text(cell) for cell in (case.case, status, seconds, *cells, remarks)))
+        named = [case.named] if diagnosed else []
+        table.add_row(*(Text(cell) for cell in (case.case, status, seconds, *named, *cells, remarks)))
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=max(80, Console(width=10_000).measure(table).maximum))

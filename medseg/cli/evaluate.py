@@ -6,14 +6,17 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from medseg.errors import InputError, PartialError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from medseg.evaluation.compare import Evaluation, Metric
+    from medseg.io.write import Target
 
 _NAMED = 20
 _DECIMALS: dict[Metric, int] = {"dice": 4, "hd95_mm": 2, "nsd": 4, "volume_error_ml": 3, "volume_error_percent": 1}
@@ -32,6 +35,15 @@ def evaluate(
         Path | None, typer.Option(help="JSON file with a list of case names for each part, e.g. train and val.")
     ] = None,
     part: Annotated[str, typer.Option(help="Part of the split to evaluate.")] = "val",
+    classification: Annotated[
+        bool,
+        typer.Option(
+            "--classification", help="Score the classes of patients: records against a data set with patients.csv."
+        ),
+    ] = False,
+    confusion: Annotated[
+        Path | None, typer.Option(help="With --classification: also draw the confusion matrix to this .png file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all scores as JSON on stdout, and only that.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress display and no table.")] = False,
@@ -40,10 +52,36 @@ def evaluate(
 
     Files are paired by case name; the suffixes _seg and _0000 do not matter. Label names come from dataset.json.
 
-    Example: medseg evaluate --prediction results --reference Task04/labelsTr --split split.json -o scores.csv
+    With --classification, --prediction is a folder of medseg infer or batch of a bundle that diagnoses, --reference the
+    data set's folder: accuracy, AUC, confusion matrix, lesions one by one, Dice of organ and lesion.
+
+    To try:
+
+    - medseg evaluate --prediction results --reference Task04/labelsTr --split split.json -o scores.csv
+    - medseg evaluate --classification --prediction results --reference phantom --confusion confusion.png
     """
     from medseg.io.write import reserve, write_bytes
 
+    if classification:
+        if labels is not None:
+            raise UsageError("--labels", "not with --classification", "leave it out")
+        inputs = [path for path in (reference, split) if path is not None]
+        _classification(
+            prediction,
+            reference,
+            split,
+            part,
+            targets=[
+                reserve(path, overwrite=overwrite, inputs=inputs, suffixes=suffixes)
+                for path, suffixes in ((output, (".csv", ".json")), (confusion, (".png",)))
+                if path is not None
+            ],
+            as_json=as_json,
+            quiet=quiet,
+        )
+        return
+    if confusion is not None:
+        raise UsageError("--confusion", "given without --classification", "add it")
     values = _values(labels)
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise UsageError("--tolerance", f"must be a finite number of mm, 0 or more, got {tolerance:g}")
@@ -108,6 +146,117 @@ def _run(
             cases=cases,
             progress=lambda done, total, case: bar.update(task, completed=done, total=total, description=case),
         )
+
+
+def _classification(
+    prediction: Path,
+    reference: Path,
+    split: Path | None,
+    part: str,
+    *,
+    targets: Sequence[Target],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Score the classes of patients, write what was asked for, and print."""
+    import numpy as np
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from medseg.evaluation.cohort import judge_cohort, patient_table, summarise
+    from medseg.io.split import read_part
+    from medseg.io.write import OutputSet
+    from medseg.report.confusion import render_confusion
+
+    cases = read_part(split, part) if split is not None else None
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=quiet or as_json or not console.is_terminal) as bar:
+        task = bar.add_task("patients", total=None)
+        cohort = judge_cohort(
+            prediction,
+            reference,
+            cases=cases,
+            progress=lambda done, total, _case: bar.update(task, completed=done, total=total),
+        )
+    for failure in cohort.failed:
+        print(f"warning: {failure.case}: {failure.problem}", file=sys.stderr)
+    if cohort.missing:
+        more = f" and {len(cohort.missing) - _NAMED} more" if len(cohort.missing) > _NAMED else ""
+        print(f"warning: no record for {', '.join(cohort.missing[:_NAMED])}{more}", file=sys.stderr)
+    undone = len(cohort.missing) + len(cohort.failed)
+    if not cohort.patients:
+        raise InputError(prediction, f"none of {undone} patients could be scored", "see the warnings above")
+    codes = list(cohort.classes)
+    figures = {
+        "medseg": _version(),
+        "disclaimer": " ".join(cohort.disclaimers),
+        "classes": dict(cohort.classes),
+        **summarise(cohort.patients, codes),
+        "not_scored": [*cohort.missing, *(failure.case for failure in cohort.failed)],
+    }
+    text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
+    matrix = np.array(figures["confusion"]["rows_truth_columns_named"])
+    with OutputSet() as outputs:
+        for target in targets:
+            suffix = target.path.suffix.lower()
+            if suffix == ".png":
+                line = f"balanced accuracy {_interval(figures['balanced_accuracy'])}, {len(cohort.patients)} patients"
+                picture = render_confusion(matrix, codes, title=prediction.name, lines=[line, *cohort.disclaimers])
+                outputs.add_bytes(target, picture)
+            else:
+                outputs.add_bytes(
+                    target, (patient_table(cohort.patients, codes) if suffix == ".csv" else text).encode()
+                )
+    if as_json:
+        sys.stdout.write(text)
+    elif not quiet:
+        _print_classification(figures)
+        for target in targets:
+            print(f"  {target.path}")
+    if undone:
+        total = undone + len(cohort.patients)
+        raise PartialError(prediction, f"{undone} of {total} patients could not be scored", "see the warnings above")
+
+
+def _print_classification(figures: Mapping[str, Any]) -> None:
+    """The main figures as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("figure")
+    table.add_column("value (95 % interval)")
+    blind, lesion = figures["without_metadata"], figures["lesion"]
+    rows = [
+        ("accuracy", figures["accuracy"]),
+        ("balanced accuracy", figures["balanced_accuracy"]),
+        ("mean AUC, one against the rest", figures["mean_auc"]),
+        ("accuracy without age and sex", blind and blind["accuracy"]),
+        ("gain from age and sex", figures["gain_from_metadata"]),
+        ("Dice of the organ", figures["dice"]["organ"]),
+        ("Dice of the lesion", figures["dice"]["lesion"]),
+    ]
+    if lesion is not None:
+        rows += [
+            (f"patients whose lesion of {lesion['at_least_ml']} ml or more was found", lesion["sensitivity"]),
+            ("patients without a lesion in whom none was found", lesion["specificity"]),
+        ]
+        rows += [
+            (f"lesions found at up to {rate} false ones a patient", value)
+            for rate, value in lesion["sensitivity_at_false_positives"].items()
+        ]
+    for name, value in rows:
+        text = _interval(value) if isinstance(value, dict) else "-" if value is None else f"{value:.3f}"
+        table.add_row(name, text)
+    Console(soft_wrap=True, highlight=False).print(table)
+    print(f"{figures['patients']} patients. {figures['disclaimer']}")
+
+
+def _interval(estimate: Mapping[str, float | None]) -> str:
+    value, low, high = (estimate[key] for key in ("value", "low", "high"))
+    if value is None:
+        return "-"
+    return f"{value:.3f}" + ("" if low is None or high is None else f" ({low:.3f} to {high:.3f})")
 
 
 def _values(text: str | None) -> list[int] | None:

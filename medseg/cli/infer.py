@@ -10,18 +10,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medseg.bundles.locate import DEFAULT_BUNDLE
-from medseg.cli.options import Backend, Bundles, Device, Flips, Overlap, Precision, Weights
+from medseg.cli.options import (
+    AssignUids,
+    Backend,
+    Bundles,
+    Device,
+    Flips,
+    Metadata,
+    Overlap,
+    Precision,
+    Register,
+    Trust,
+    Weights,
+)
+from medseg.errors import UsageError
 
 if TYPE_CHECKING:
     from medseg.inference.record import Record, UncertaintyRecord
     from medseg.inference.run import Result
+    from medseg.io.patients import PatientFacts
 
 
 def infer(
     scans: Annotated[
         list[Path],
         typer.Argument(
-            help="Scan: .nii, .nii.gz, .mha, .mhd, .nrrd, DICOM folder, file or .zip; one for each channel, in order."
+            help="Scan: .nii, .nii.gz, .mha, .mhd, .nrrd, DICOM folder, file or .zip; one for each channel, in order, "
+            "or one for each phase that there is."
         ),
     ],
     output: Annotated[
@@ -56,17 +71,33 @@ def infer(
     ] = None,
     series: Annotated[
         str | None,
-        typer.Option(help="DICOM series: its number in the list of medseg inspect, its UID or a part of it."),
+        typer.Option(
+            help="DICOM series: its number in the list of medseg inspect, its UID or a part of it, or largest."
+        ),
     ] = None,
     fix_gantry_tilt: Annotated[
         bool, typer.Option("--fix-gantry-tilt", help="Resample a DICOM series of a tilted gantry to right angles.")
     ] = False,
+    assign_uids: AssignUids = False,
     dicom_seg: Annotated[
         Path | None, typer.Option(help="Also write a DICOM Segmentation of a DICOM scan to this .dcm file.")
     ] = None,
     rtstruct: Annotated[
         Path | None, typer.Option(help="Also write a DICOM RT Structure Set of a DICOM scan to this .dcm file.")
     ] = None,
+    phase: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Phase of each scan, in order, e.g. A or V, for a bundle that diagnoses. Default: by the files' names."
+        ),
+    ] = None,
+    register: Register = False,
+    age: Annotated[
+        str | None, typer.Option(metavar="YEARS", help="Age of the patient, for a bundle that diagnoses.")
+    ] = None,
+    sex: Annotated[str | None, typer.Option(help="F or M, for a bundle that diagnoses.")] = None,
+    metadata: Metadata = None,
+    trust: Trust = False,
     force: Annotated[
         bool, typer.Option("--force", help="Go on although the scan is not what the bundle was trained on.")
     ] = False,
@@ -87,12 +118,14 @@ def infer(
     - medseg infer scan.nii.gz -o results --probabilities --statistics volumes.csv
     - medseg infer t1.nii.gz t2.nii.gz --bundle two_channels --json
     - medseg infer study/ --series 2 --dicom-seg study_seg.dcm --rtstruct study_rt.dcm
+    - medseg infer arterial.nii.gz venous.nii.gz --bundle mdpformer_pancreas --phase A --phase V --age 63 --sex F
     - medseg infer scan.nii.gz --bundle one --bundle two --weight 2 --weight 1 --uncertainty unsure.nii.gz
 
     Exit codes: 0 done, 2 usage, 3 scan, 4 bundle or unsuitable scan, 5 memory, 6 output, 8 device.
     """
     from medseg.report.outputs import reserve_outputs, write_outputs
 
+    patient = _patient(scans[0], age, sex, metadata)
     places = reserve_outputs(
         scans,
         output,
@@ -103,6 +136,8 @@ def infer(
         dicom_seg=dicom_seg,
         rtstruct=rtstruct,
     )
+    if trust:
+        print("warning: --trust: code that comes with the bundle may run", file=sys.stderr)
     with _Display(quiet=quiet or json_) as display:
         display.stage("load medseg", 0, 1)
         from medseg.inference.run import infer as run
@@ -124,6 +159,11 @@ def infer(
             series=series,
             fix_gantry_tilt=fix_gantry_tilt,
             refer=dicom_seg is not None or rtstruct is not None,
+            phases=phase or (),
+            align=register,
+            patient=patient,
+            trust=trust,
+            assign_uids=assign_uids,
             progress=display.stage,
         )
         display.stage("write", 0, 1)
@@ -137,16 +177,30 @@ def infer(
         _print(result, {kind: path.parent for kind, path in places.paths().items()})
 
 
+def _patient(scan: Path, age: str | None, sex: str | None, metadata: Path | None) -> PatientFacts | None:
+    """What is known of the patient; None when nothing was said."""
+    from medseg.io.files import patient_names
+    from medseg.io.patients import facts_of, read_patients, told_facts
+
+    if metadata is None:
+        return None if age is None and sex is None else told_facts(age, sex)
+    if age is not None or sex is not None:
+        raise UsageError("--metadata", "given with --age or --sex", "give one or the other")
+    return facts_of(read_patients(metadata), metadata, *patient_names(scan))
+
+
 def _print(result: Result, folders: Mapping[str, Path]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from medseg.report.findings import diagnosis_lines
+
     record = result.record
     table = Table(title=None, box=None, pad_edge=False, header_style="bold")
     for name, justify in (("label", "left"), ("volume ml", "right"), ("voxels", "right"), ("pieces", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for label in record.labels:
+    for label in record.labels if record.diagnosis is None else [one for one in record.labels if one.voxels]:
         table.add_row(Text(label.name), f"{label.volume_ml:.3f}", str(label.voxels), str(label.components))
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
@@ -156,6 +210,8 @@ def _print(result: Result, folders: Mapping[str, Path]) -> None:
             f"{sum(record.seconds.values()):.1f} s. {record.disclaimer}"
         )
     )
+    for line in diagnosis_lines(record):
+        console.print(Text(line))
     if record.uncertainty is not None:
         console.print(Text(_quality(record.uncertainty)))
     for kind, name in record.outputs.items():

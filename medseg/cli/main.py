@@ -15,7 +15,6 @@ from medseg.cli.batch import batch
 from medseg.cli.benchmark import app as benchmark_app
 from medseg.cli.bundles import app as bundles_app
 from medseg.cli.data import app as data_app
-from medseg.cli.diagnose import app as diagnose_app
 from medseg.cli.evaluate import evaluate
 from medseg.cli.infer import infer
 from medseg.cli.inspect import inspect
@@ -45,7 +44,6 @@ app.command()(train)
 app.command()(review)
 app.add_typer(benchmark_app, name="benchmark")
 app.add_typer(bundles_app, name="bundles")
-app.add_typer(diagnose_app, name="diagnose")
 app.add_typer(data_app, name="data")
 app.add_typer(label_app, name="label")
 app.add_typer(networks_app, name="networks")

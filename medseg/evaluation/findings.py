@@ -18,6 +18,9 @@ Floats = NDArray[np.float64]
 Point = tuple[float, float, float]
 Part = Literal["head", "body", "tail", "unknown"]
 
+LESION_ML = 0.3
+"""A smaller lesion does not count as found, and does not contradict the class without lesions."""
+
 PLANES: tuple[tuple[str, int], ...] = (("axial", 2), ("coronal", 1), ("sagittal", 0))
 """Name of each plane, and the canonical (RAS) axis that it is perpendicular to."""
 

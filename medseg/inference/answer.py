@@ -15,25 +15,24 @@ from medseg.bundles.load import Bundle
 from medseg.bundles.spec import BundleSpec
 from medseg.errors import BundleError
 from medseg.evaluation.detection import components
-from medseg.evaluation.findings import Finding, measure_lesions
+from medseg.evaluation.findings import LESION_ML, Finding, measure_lesions
 from medseg.evaluation.volumes import voxel_volume_ml
 from medseg.inference.diagnosis import (
     LESION,
-    LESION_ML,
     ORGAN,
     PatientData,
     SegmentingPath,
     classes_of,
     classify,
     disagree,
+    typed_labels,
 )
 from medseg.inference.phases import PhaseVolume
 from medseg.inference.preprocess import Case
-from medseg.inference.record import DISCLAIMER, DiagnosisRecord, DiameterRecord, FindingRecord, PhaseRecord
+from medseg.inference.record import DiagnosisRecord, DiameterRecord, FindingRecord, PhaseRecord
 from medseg.io.geometry import Affine, world
 from medseg.io.patients import PatientFacts
 from medseg.networks.mdpformer import UNKNOWN_SEX, MDPFormer
-from medseg.phantom import SYNTHETIC
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,7 @@ class Diagnosing:
         known, blind = classify(case.image, centre, network, self.spec, told, device)
         codes = list(self.classes)
         kind = 1 + int(known[1:].argmax())
-        names = {0: self.spec.labels[0], ORGAN: self.spec.labels[ORGAN]}
-        names |= {number + 1: f"{self.spec.labels[LESION]} {code}" for number, code in enumerate(codes) if number}
+        names = typed_labels(self.spec, codes)
         organ, lesion = labels == ORGAN, labels == LESION
         typed: NDArray[np.integer] = labels.astype(np.uint8 if len(codes) < 256 else np.uint16)
         typed[lesion] = kind + 1
@@ -147,13 +145,6 @@ def without_absent(case: Case, present: Sequence[bool]) -> Case:
     """The case with zeros in the channels of absent phases, as in training."""
     there = torch.tensor(present)[:, None, None, None]
     return replace(case, image=torch.where(there, case.image, 0.0))
-
-
-def disclaimer_of(metadata: Mapping[str, Any]) -> str:
-    """What every result of a bundle says of itself."""
-    if SYNTHETIC in str(metadata.get("data_source", "")):
-        return f"Trained on synthetic data, not for clinical use. {DISCLAIMER}"
-    return DISCLAIMER
 
 
 def largest_centre(mask: NDArray[np.bool_], affine: Affine, model: Affine) -> list[int] | None:

@@ -15,13 +15,11 @@ from torch import Tensor, nn
 
 from medseg.bundles.load import Bundle
 from medseg.bundles.spec import BundleSpec
+from medseg.evaluation.findings import LESION_ML
 from medseg.networks.mdpformer import UNKNOWN_SEX, MDPFormer
 
 ORGAN, LESION = 1, 2
 """Values of the segmentation beside 0, the background."""
-
-LESION_ML = 0.3
-"""A smaller lesion does not contradict the class without lesions, and does not count as found."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def classify(
 def disagree(probabilities: NDArray[np.floating], lesion_ml: float) -> bool:
     """Whether segmentation and class contradict each other: a lesion in the healthy, or none in the ill."""
     healthy = int(probabilities.argmax()) == 0
-    return (healthy and lesion_ml > LESION_ML) or (not healthy and lesion_ml == 0)
+    return (healthy and lesion_ml >= LESION_ML) or (not healthy and lesion_ml == 0)
 
 
 def classes_of(bundle: Bundle) -> dict[str, str]:
@@ -159,6 +157,12 @@ def classes_of(bundle: Bundle) -> dict[str, str]:
     if bundle.spec.network != "mdpformer" or not isinstance(classes, dict) or len(classes) != wanted:
         return {}
     return {str(code): str(name) for code, name in classes.items()}
+
+
+def typed_labels(spec: BundleSpec, codes: Sequence[str]) -> dict[int, str]:
+    """Names of the values of a label map whose lesions have the patient's class: class number + 1, the organ is 1."""
+    names = {0: spec.labels[0], ORGAN: spec.labels[ORGAN]}
+    return names | {number + 1: f"{spec.labels[LESION]} {code}" for number, code in enumerate(codes) if number}
 
 
 class SegmentingPath(nn.Module):

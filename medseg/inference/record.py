@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from medseg.phantom import SYNTHETIC
 
 DISCLAIMER = "Research use only; not a medical device."
 
@@ -127,6 +130,13 @@ class LabelRecord(_Strict):
         description="First and last voxel index along each array axis, both inclusive."
     )
     components: int = Field(description="Connected pieces (26 neighbours).")
+
+
+def disclaimer_of(metadata: Mapping[str, Any]) -> str:
+    """What every result of a bundle says of itself."""
+    if SYNTHETIC in str(metadata.get("data_source", "")):
+        return f"Trained on synthetic data, not for clinical use. {DISCLAIMER}"
+    return DISCLAIMER
 
 
 class PhaseRecord(_Strict):

@@ -22,11 +22,16 @@ from medseg.bundles.locate import DEFAULT_BUNDLE
 from medseg.bundles.spec import BundleSpec, DiceFit, LabelCode
 from medseg.errors import BundleError, MemoryBudgetError, UsageError
 from medseg.evaluation.volumes import LabelStatistics, label_statistics
+from medseg.inference.answer import Diagnosing, without_absent
 from medseg.inference.backends.host import Backend, HostNetwork, check_choice, host_network
 from medseg.inference.device import Precision, Predictor, available_memory, choose_device
+from medseg.inference.diagnosis import LESION, classes_of
 from medseg.inference.ensemble import Model
 from medseg.inference.export import NotFiniteError
+from medseg.inference.label_steps import apply_label_steps
 from medseg.inference.memory import memory_plan
+from medseg.inference.own_pipeline import OwnPipeline, own_pipeline
+from medseg.inference.phases import PhaseVolume, read_phases
 from medseg.inference.placement import Placement
 from medseg.inference.preprocess import Case, model_grid, preprocess
 from medseg.inference.record import (
@@ -40,11 +45,13 @@ from medseg.inference.record import (
     PredictedDice,
     Record,
     UncertaintyRecord,
+    disclaimer_of,
 )
 from medseg.inference.segment import Uncertainty, segment_together, window_total
 from medseg.inference.suitability import unsuitable
 from medseg.io import geometry
-from medseg.io.dicom import check_referable
+from medseg.io.dicom import check_referable, with_assigned_uids
+from medseg.io.patients import PatientFacts
 from medseg.io.read import read_volume
 from medseg.io.volume import Volume
 from medseg.io.write import reserve, write_labels
@@ -66,7 +73,7 @@ class Result:
         statistics: measurements of each label but the background.
         probabilities: (K, X, Y, Z) float32 when asked for, else None.
         record: how the result came about.
-        volume: the scan.
+        volume: the scan; for a bundle that diagnoses, all phases on the reference's grid.
         uncertainty: (X, Y, Z) float32 when asked for, else None: entropy of each voxel, 0 (sure) to 1.
         mutual_information: (X, Y, Z) float32, the part of it that comes from the disagreement of several passes; None
             for a single pass.
@@ -114,8 +121,13 @@ def infer(
     series: str | None = None,
     fix_gantry_tilt: bool = False,
     refer: bool = False,
+    assign_uids: bool = False,
     backend: Backend = "auto",
     precision: Precision = "auto",
+    phases: Sequence[str] = (),
+    align: bool = False,
+    patient: PatientFacts | None = None,
+    trust: bool = False,
     volume: Volume | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -135,10 +147,15 @@ def infer(
         series: which series of a DICOM folder or archive, see `read_volume`.
         fix_gantry_tilt: resample a sheared DICOM series to right angles instead of refusing it.
         refer: refuse a scan that DICOM outputs cannot refer to.
+        assign_uids: make up the identifiers that a DICOM scan lacks, see `with_assigned_uids`.
         backend: what computes the network on the CPU: eager (PyTorch), onnxruntime or openvino; auto: the fastest that
             the bundle is cleared for, see `medseg.inference.backends`.
         precision: fp32 or bf16; auto: on the CPU bf16 where the bundle is cleared for it, on CUDA always.
-        volume: what `read_volume` made of `scan`, when that is already done.
+        phases: for a bundle that diagnoses: the phase of each file, see `read_phases`.
+        align: register the phases rigidly first.
+        patient: age and sex; None: unknown.
+        trust: let code of a bundle run where it needs some, see `load_bundle`.
+        volume: what `read_scan` made of `scan`, when that is already done.
         progress: called as the work goes on.
 
     Returns:
@@ -151,27 +168,46 @@ def infer(
     clock = _Clock(report)
     target = choose_device(device)
     check_choice(backend, precision, device=target.type)
-    placement = Placement.on(target, "auto" if target.type == "cpu" else precision)
     with clock("bundle"):
-        loaded = load_ensemble(bundle, weights)
+        loaded = load_ensemble(bundle, weights, trust=trust)
         specs = [_spec(member.bundle, overlap) for member in loaded.members]
         flips = _flips(loaded, tta=tta)
-        networks = [
-            _network(member.bundle, placement, backend=backend, precision=precision) for member in loaded.members
-        ]
+        diagnoses = check_diagnosing(
+            loaded, phases=bool(phases), align=align, patient=patient is not None, backend=backend
+        )
+        diagnosing = Diagnosing.of(loaded.members[0].bundle) if diagnoses else None
+        placement = Placement.on(target, "auto" if target.type == "cpu" and diagnosing is None else precision)
+        networks: list[Predictor]
+        own = own_pipeline([member.bundle for member in loaded.members], placement.device.where)
+        if own is not None:
+            _refuse_beside(own, overlap=overlap, probabilities=probabilities, uncertainty=uncertainty)
+            networks = [own.network]
+        elif diagnosing is not None:
+            networks = [placement.bring(diagnosing.segmenting)]
+        else:
+            networks = [
+                _network(member.bundle, placement, backend=backend, precision=precision) for member in loaded.members
+            ]
     with clock("read"):
         if volume is None:
-            volume = read_volume(
+            volume = read_scan(
                 scan,
-                channels=loaded.spec.in_channels,
+                loaded,
+                phases=phases,
+                align=align,
                 volume_index=volume_index,
                 series=series,
                 fix_gantry_tilt=fix_gantry_tilt,
             )
+        if assign_uids:
+            volume = with_assigned_uids(volume)
         if refer:
             check_referable(volume)
         warnings = list(volume.source.warnings)
-        outside = list(dict.fromkeys(found for spec in specs for found in unsuitable(volume, spec)))
+        if isinstance(volume, PhaseVolume):
+            outside = list(volume.unsuited)
+        else:
+            outside = list(dict.fromkeys(found for spec in specs for found in unsuitable(volume, spec)))
         if outside and not force:
             raise BundleError(
                 volume.source.path,
@@ -179,9 +215,12 @@ def infer(
                 "use --force to go on",
             )
         warnings += outside
-        _check_memory(volume, specs, [len(one) for one in flips], keep=probabilities, uncertainty=uncertainty)
+        keep = probabilities or diagnosing is not None
+        _check_memory(volume, specs, [len(one) for one in flips], keep=keep, uncertainty=uncertainty)
     with clock("preprocess"):
         cases = _cases(volume, specs)
+        if isinstance(volume, PhaseVolume):
+            cases = [without_absent(case, volume.present) for case in cases]
     models = [
         Model(case, network, spec, member.weight, _temperature(loaded, spec), one)
         for case, network, spec, member, one in zip(cases, networks, specs, loaded.members, flips, strict=True)
@@ -191,20 +230,34 @@ def infer(
             model.network.expect(window_total(model))
     try:
         with clock("network"):
-            found = segment_together(
-                models,
-                placement,
-                probabilities=probabilities,
-                uncertainty=uncertainty,
-                progress=lambda done, windows: report("network", done, windows),
-            )
+            if own is not None:
+                found = own.segment(volume)
+            else:
+                found = segment_together(
+                    models,
+                    placement,
+                    probabilities=keep,
+                    uncertainty=uncertainty,
+                    progress=lambda done, windows: report("network", done, windows),
+                )
     except NotFiniteError:
         raise BundleError(loaded.name, "produced NaN", "report it with the scan's intensity range") from None
     clock.split("network", found.network_s, "restore")
     warnings += placement.warnings
     warnings += [warning for one in networks if isinstance(one, HostNetwork) for warning in one.take_warnings()]
-    labels, labelled = found.labels, loaded.spec.labels
+    warnings += dict.fromkeys(note for spec in specs for note in spec.notes)
+    if loaded.own_code:
+        warnings.append(f"code of the bundle ran, as --trust allows ({loaded.own_code})")
+    labels = apply_label_steps(found.labels, loaded.spec.label_steps)
+    labelled = loaded.spec.labels if own is None else own.labels
+    codes, diagnosis = dict(loaded.spec.codes), None
     with clock("measure"):
+        if diagnosing is not None and isinstance(volume, PhaseVolume) and found.probabilities is not None:
+            facts = patient or PatientFacts()
+            answer = diagnosing.answer(volume, cases[0], labels, found.probabilities, facts, placement.device.where)
+            diagnosis, labels, labelled = answer.record, answer.labels, answer.names
+            codes |= {value: codes[LESION] for value in labelled if value > LESION and LESION in codes}
+            warnings += answer.warnings
         statistics = tuple(label_statistics(labels, volume.affine, labelled))
     if not any(entry.voxels for entry in statistics):
         warnings.append("no structure was found")
@@ -213,6 +266,7 @@ def infer(
     record = Record(
         medseg=medseg.__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        disclaimer=disclaimer_of(loaded.metadata),
         input=_input_record(scan, volume),
         bundle=_bundle_record(loaded, models),
         parameters=ParameterRecord(
@@ -235,20 +289,82 @@ def infer(
         ),
         uncertainty=None
         if sure is None
-        else _uncertainty_record(sure, labelled, loaded.fitted.dice if as_fitted else None),
+        else _uncertainty_record(sure, loaded.spec.labels, loaded.fitted.dice if as_fitted else None),
+        diagnosis=diagnosis,
     )
     return Result(
         labels,
         volume.affine,
         labelled,
         statistics,
-        found.probabilities,
+        found.probabilities if probabilities else None,
         record,
         volume,
         None if sure is None else sure.entropy,
         None if sure is None else sure.mutual_information,
-        loaded.spec.codes,
+        codes,
     )
+
+
+def read_scan(
+    scan: str | Path | Sequence[str | Path],
+    loaded: Ensemble,
+    *,
+    phases: Sequence[str] = (),
+    align: bool = False,
+    volume_index: int | None = None,
+    series: str | None = None,
+    fix_gantry_tilt: bool = False,
+) -> Volume:
+    """Read a scan for a bundle: its channels on one grid, or the phases that there are for one that diagnoses.
+
+    Raises:
+        MedsegError: as `read_volume` and `read_phases`.
+    """
+    if loaded.alone and classes_of(loaded.members[0].bundle):
+        return read_phases(
+            scan,
+            loaded.spec,
+            phases=phases,
+            align=align,
+            volume_index=volume_index,
+            series=series,
+            fix_gantry_tilt=fix_gantry_tilt,
+        )
+    return read_volume(
+        scan,
+        channels=loaded.spec.in_channels,
+        volume_index=volume_index,
+        series=series,
+        fix_gantry_tilt=fix_gantry_tilt,
+    )
+
+
+def check_diagnosing(
+    loaded: Ensemble, *, phases: bool = False, align: bool = False, patient: bool = False, backend: str = "auto"
+) -> bool:
+    """Whether a bundle diagnoses patients beside the segmentation.
+
+    Args:
+        loaded: the bundle.
+        phases: whether phases are named.
+        align: whether they are to be registered.
+        patient: whether anything is said of the patient.
+        backend: what is to compute the network.
+
+    Raises:
+        UsageError: options for the one kind of bundle, given with the other. BundleError: an ensemble of diagnoses.
+    """
+    if not any(classes_of(member.bundle) for member in loaded.members):
+        for option, given in (("--phase", phases), ("--register", align), ("--age, --sex, --metadata", patient)):
+            if given:
+                raise UsageError(option, f"{loaded.name} diagnoses no patients", "leave it out, or name another bundle")
+        return False
+    if not loaded.alone:
+        raise BundleError(loaded.name, "diagnoses are not averaged", "use one bundle that diagnoses by itself")
+    if backend in ("onnxruntime", "openvino"):
+        raise UsageError("--backend", f"{loaded.name} diagnoses, which eager alone computes", "leave it out")
+    return True
 
 
 def _network(bundle: Bundle, placement: Placement, *, backend: str, precision: str) -> Predictor:
@@ -256,6 +372,17 @@ def _network(bundle: Bundle, placement: Placement, *, backend: str, precision: s
     if placement.device.where.type == "cpu":
         return host_network(bundle, backend=backend, precision=precision)
     return placement.bring(bundle.network())
+
+
+def _refuse_beside(own: OwnPipeline, *, overlap: float | None, probabilities: bool, uncertainty: bool) -> None:
+    """Refuse what a bundle's own pipeline does not give."""
+    for option, asked in (
+        ("--overlap", overlap is not None),
+        ("--probabilities", probabilities),
+        ("--uncertainty", uncertainty),
+    ):
+        if asked:
+            raise UsageError(option, f"{own.name} runs its own pipeline, which gives labels only", "leave it out")
 
 
 def _backend_record(network: Predictor, placement: Placement) -> BackendRecord:
@@ -271,7 +398,7 @@ def _cases(volume: Volume, specs: Sequence[BundleSpec]) -> list[Case]:
     made: dict[object, Case] = {}
     cases = []
     for spec in specs:
-        prepared = (spec.orientation, spec.spacing, spec.interpolation, spec.intensity)
+        prepared = (spec.orientation, spec.spacing, spec.interpolation, spec.intensity, spec.way_back, spec.nnunet)
         if prepared not in made:
             made[prepared] = preprocess(volume, spec)
         cases.append(made[prepared])
@@ -363,6 +490,7 @@ def _bundle_record(loaded: Ensemble, models: Sequence[Model]) -> BundleRecord:
         version=loaded.version,
         weights_sha256=loaded.sha256,
         network=loaded.spec.network if loaded.alone else "ensemble",
+        own_code=loaded.own_code,
         training_cases=loaded.metadata.get("medseg", {}).get("training_cases"),
         temperature=loaded.fitted.temperature,
         members=members,

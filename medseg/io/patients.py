@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,17 +75,33 @@ def read_patients(path: Path, *, classes: bool = False) -> dict[str, PatientFact
     return found
 
 
-def facts_of(table: Path, *cases: str) -> PatientFacts:
+def read_classes(root: Path) -> dict[str, str]:
+    """The classes of a data set, code to name, in their order; the first is that of patients without a lesion.
+
+    Raises:
+        InputError: dataset.json has no ``classes``.
+    """
+    path = root / "dataset.json"
+    try:
+        classes = json.loads(path.read_text(encoding="utf-8")).get("classes")
+    except (OSError, ValueError, AttributeError) as err:
+        raise InputError(path, f"cannot be read as JSON ({err})", "restore the file") from err
+    if not isinstance(classes, dict) or len(classes) < 2:
+        raise InputError(path, "no classes", 'name them: "classes": {"normal": "no lesion", "PDAC": "..."}')
+    return {str(code): str(name) for code, name in classes.items()}
+
+
+def facts_of(rows: Mapping[str, PatientFacts], table: Path, *cases: str) -> PatientFacts:
     """The row of a patient who goes by one of several names.
 
     Args:
-        table: see `read_patients`.
+        rows: as `read_patients` gives them.
+        table: where they are from.
         cases: names, the likeliest first.
 
     Raises:
-        InputError: as `read_patients`; or there is no such row.
+        InputError: there is no such row.
     """
-    rows = read_patients(table)
     for case in cases:
         if case in rows:
             return rows[case]

@@ -42,8 +42,8 @@ def diagnosis_lines(record: Record) -> list[str]:
     if found is None:
         return []
     lines = [
-        f"Class {found.named} ({found.classes[found.named]}): {_ranked(found.probabilities)}; "
-        f"without age and sex: {_ranked(found.probabilities_without_metadata)}",
+        f"Class {found.named}, {found.classes[found.named]}: {_ranked(found.probabilities)}",
+        f"Without age and sex: {_ranked(found.probabilities_without_metadata)}",
         _used(found),
     ]
     for number, finding in enumerate(found.findings[:_LISTED], start=1):

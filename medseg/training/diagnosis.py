@@ -21,6 +21,7 @@ from medseg.evaluation.classification import balanced_accuracy, confusion_matrix
 from medseg.evaluation.dice import dice
 from medseg.inference.diagnosis import LESION, ORGAN, PatientData, centre_of, diagnose, roi_at
 from medseg.inference.preprocess import preprocess, to_model_grid
+from medseg.io.patients import read_classes
 from medseg.io.read import read_labels, read_volume
 from medseg.networks.fit import fit
 from medseg.networks.mdpformer import MDPFormer
@@ -29,7 +30,7 @@ from medseg.training.dataset import CaseFiles, Dataset
 from medseg.training.diagnosis_losses import DiagnosisLoss, class_weights
 from medseg.training.job import weights_file
 from medseg.training.loop import Progress, Trainer
-from medseg.training.patients import Patient, frequencies, leave_out, read_classes, read_patients
+from medseg.training.patients import Patient, frequencies, leave_out, read_patients
 
 log = logging.getLogger(__name__)
 

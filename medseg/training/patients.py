@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Collection, Mapping
@@ -45,22 +44,6 @@ def diagnoses(config: TrainingConfig, data: Path) -> bool:
     """Whether a run learns to diagnose: a network that can, on patients; else it learns to segment."""
     able = config.architecture == "mdpformer" and config.network.get("patient_classes") != 0
     return able and (data / PATIENTS).is_file()
-
-
-def read_classes(root: Path) -> dict[str, str]:
-    """The classes of a data set, code to name, in their order; the first is that of patients without a lesion.
-
-    Raises:
-        InputError: dataset.json has no ``classes``.
-    """
-    path = root / "dataset.json"
-    try:
-        classes = json.loads(path.read_text(encoding="utf-8")).get("classes")
-    except (OSError, ValueError) as err:
-        raise InputError(path, f"cannot be read as JSON ({err})", "restore the file") from err
-    if not isinstance(classes, dict) or len(classes) < 2:
-        raise InputError(path, "no classes", 'name them: "classes": {"normal": "no lesion", "PDAC": "..."}')
-    return {str(code): str(name) for code, name in classes.items()}
 
 
 def read_patients(root: Path, classes: Collection[str], cases: Collection[str]) -> dict[str, Patient]:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from medseg.errors import InputError
-from medseg.training.patients import Patient, frequencies, leave_out, read_classes, read_patients
+from medseg.io.patients import read_classes
+from medseg.training.patients import Patient, frequencies, leave_out, read_patients
 
 CLASSES = ("normal", "PDAC", "CP")
 
