@@ -12,6 +12,7 @@ from medseg.bundles.integrity import check_manifest, sha256_of
 from medseg.bundles.locate import DEFAULT_BUNDLE, find_bundle
 from medseg.bundles.locate import weights_of as weights_of
 from medseg.bundles.spec import BundleSpec, config_files, read_json, read_spec
+from medseg.bundles.zoo import stated_weights
 from medseg.bundles.zoo_networks import PREFIX, create_zoo_network
 from medseg.bundles.zoo_trust import TORCHSCRIPT, OwnCode, read_trusted
 from medseg.errors import BundleError
@@ -155,6 +156,8 @@ def load_bundle(bundle: str | Path = DEFAULT_BUNDLE, *, trust: bool = False) -> 
     """
     root = find_bundle(bundle)
     weights = weights_of(root)
+    if weights is not None:
+        weights = stated_weights(root) or weights
     if weights is None and trust and (root / TORCHSCRIPT).is_file():
         weights = root / TORCHSCRIPT
     configs = config_files(root)

@@ -28,6 +28,10 @@ from medseg.bundles.spec import (
     Suitability,
     WayBack,
     check_spec,
+    config_files,
+    is_foreign,
+    parse_calibration,
+    read_json,
 )
 from medseg.bundles.zoo_expressions import TRUST, Configuration, painted
 from medseg.bundles.zoo_networks import checked_arguments, known_networks, zoo_network
@@ -107,7 +111,10 @@ def parse_zoo(
         raise BundleError(where, "KeepLargestConnectedComponentd names a label that there is not", "correct it")
     _check_padding(config, before.padded, window)
     notes = list(after.notes)
-    if regions and not after.painting:
+    own = metadata.get("medseg", {})
+    if activation == "sigmoid" and own.get("regions"):
+        regions, labels = _own_regions(own, outputs, where.with_name("metadata.json"))
+    elif regions and not after.painting:
         notes.append(
             "overlapping channels became one label map, later labels over earlier ones; --probabilities has all"
         )
@@ -122,7 +129,9 @@ def parse_zoo(
         interpolation=before.interpolation,
         intensity=tuple(before.intensity),
         regions=regions,
+        mirror_axes=tuple(own.get("mirror_axes", ())),
         suitability=Suitability(modality=modality),
+        calibration=parse_calibration(own.get("calibration", {})),
         way_back=after.way_back,
         label_steps=tuple(after.label_steps),
         notes=tuple(notes),
@@ -130,6 +139,34 @@ def parse_zoo(
     )
     check_spec(spec, len(outputs), where)
     return spec
+
+
+def stated_weights(root: Path) -> Path | None:
+    """The weights that the configuration of a bundle of others has loaded; None where it does not tell.
+
+    Raises:
+        BundleError: it names a file that is not in the bundle.
+    """
+    where = config_files(root)[1]
+    tree = read_json(where)
+    if not is_foreign(tree):
+        return None
+    config = Configuration(tree, where)
+    handlers = tree.get("handlers")
+    loaders = [tree.get("checkpointloader"), *(handlers if isinstance(handlers, list) else [])]
+    for loader in loaders:
+        if not (isinstance(loader, dict) and str(loader.get("_target_")).rpartition(".")[2] == "CheckpointLoader"):
+            continue
+        try:
+            named = str(config.value(loader.get("load_path"), "load_path"))
+            base = str(config.value(tree.get("bundle_root", "."), "bundle_root"))
+        except BundleError:
+            return None  # only code tells; models/model.pt is what the zoo means
+        path = root / named.removeprefix(base).lstrip("/")
+        if not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
+            raise BundleError(where, f"has {named!r} loaded, which is not in the bundle", "put the weights there")
+        return path
+    return None
 
 
 def bare_spec(metadata: Mapping[str, Any], where: Path) -> BundleSpec:
@@ -606,6 +643,19 @@ def _labels(
         later = [other.name for other in regions[number + 1 :]]
         outside = ", ".join(later) if len(later) <= 3 else f"{len(later)} others"
         labels[region.label] = f"{region.name} outside {outside}" if later else region.name
+    return regions, dict(sorted(labels.items()))
+
+
+def _own_regions(
+    own: Mapping[str, Any], outputs: Mapping[int, str], where: Path
+) -> tuple[tuple[Region, ...], dict[int, str]]:
+    """Regions and labels as ``medseg`` of metadata.json states them, where a user has added that."""
+    try:
+        stated = [(int(entry["channel"]), int(entry["label"])) for entry in own["regions"]]
+        regions = tuple(Region(outputs[channel], channel, label) for channel, label in stated)
+        labels = {int(value): str(name) for value, name in own["labels"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as err:
+        raise BundleError(where, f"medseg.regions or medseg.labels is malformed ({err!r})", "correct it") from err
     return regions, dict(sorted(labels.items()))
 
 

@@ -289,6 +289,51 @@ def test_what_only_code_can_do_is_refused_by_name(
     assert named in str(caught.value)
 
 
+def test_the_weights_are_those_that_the_configuration_has_loaded(tmp_path: Path) -> None:
+    config = _ct()
+    config["name"] = "$'model.pt' if @fine else 'model_lowres.pt'"
+    config["fine"] = True
+    config["checkpointloader"]["load_path"] = "$@bundle_root + '/models/' + @name"
+    root = _bundle(tmp_path / "two", config, SPLEEN, channels=["image"], modality="CT")
+    assert load_bundle(root).weights == root / "models" / "model.pt"
+    path = root / "configs" / "inference.json"
+    path.write_text(path.read_text().replace('"fine": true', '"fine": false'))
+    with pytest.raises(BundleError, match=r"model_lowres\.pt.* not in the bundle"):
+        load_bundle(root)
+    (root / "models" / "model.pt").rename(root / "models" / "model_lowres.pt")
+    (root / "models" / "model.pt").write_bytes(b"others")
+    assert load_bundle(root).weights == root / "models" / "model_lowres.pt"
+
+
+def test_yaml_cannot_repeat_itself(tmp_path: Path) -> None:
+    root = _bundle(tmp_path / "yaml", _ct(), SPLEEN, channels=["image"], modality="CT", suffix=".yaml", weights=False)
+    path = root / "configs" / "inference.yaml"
+    for added, word in (("a: &a [1, 2]\nb: [*a, *a]\n", "alias"), ("device: cpu\n", "twice")):
+        path.write_text(yaml.safe_dump(_ct()) + added)
+        with pytest.raises(BundleError, match=word):
+            read_spec(root)
+
+
+def test_overlapping_channels_are_painted_from_whole_to_part_or_as_the_user_says(tmp_path: Path) -> None:
+    config = _mri()
+    del config["postprocessing"]["transforms"][3]
+    names = {0: "TC", 1: "WT", 2: "ET"}
+    root = _bundle(tmp_path / "plain", config, names, channels=["a", "b", "c", "d"], modality="MRI", weights=False)
+    spec = read_spec(root)
+    assert [(region.channel, region.label) for region in spec.regions] == [(1, 2), (0, 1), (2, 3)]
+    assert any("overlapping" in note for note in spec.notes)
+    path = root / "configs" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    metadata["medseg"] = {
+        "regions": [{"channel": 1, "label": 1}, {"channel": 0, "label": 5}, {"channel": 2, "label": 3}],
+        "labels": {"0": "background", "1": "oedema", "3": "enhancing", "5": "necrosis"},
+    }
+    path.write_text(json.dumps(metadata))
+    spec = read_spec(root)
+    assert [region.label for region in spec.regions] == [1, 5, 3]
+    assert spec.labels == {0: "background", 1: "oedema", 3: "enhancing", 5: "necrosis"}
+
+
 def test_references_that_never_end_are_refused_at_once(tmp_path: Path) -> None:
     config = _ct()
     config |= {f"a{n}": f"$@a{n + 1} + @a{n + 1}" for n in range(30)} | {"a30": 1.0, "loop": "@loop"}
