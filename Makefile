@@ -1,5 +1,6 @@
 # make demo    install into .venv and segment a shipped sample
 # make test    install what the tests need and run all checks
+# make docs    the documentation as a site, in site/
 # make gpu-check    on a machine with a GPU: is it right, does it survive a lack of memory, is it fast
 # Give another interpreter or build of torch by name: make demo PYTHON=python3.12 TORCH=torch==2.8.0
 PYTHON ?= python3
@@ -7,7 +8,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check gpu-check clean
+.PHONY: demo test check docs gpu-check clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -35,12 +36,19 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MKDOCS)
 	$(BIN)/python -m pytest --ignore=$(BACKENDS)
 	$(BIN)/python -m pytest $(BACKENDS)
+
+# Strict: a broken link, a page that is left out, or a docstring that does not fit its function fails.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+docs: $(VENV)/.dev
+	$(MKDOCS)
 
 gpu-check: $(VENV)/.medseg
 	mkdir -p out
 	$(BIN)/python benchmarks/gpu_check.py --json out/gpu-check.json
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site
