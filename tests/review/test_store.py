@@ -6,15 +6,17 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from medseg.errors import InputError, UsageError
 from medseg.review.store.models import Base, Label, Prediction, new_id
+from medseg.review.store.postgres import postgres_engine
 from medseg.review.store.repo import Conflict, Saved, Store, check_export
 from tests.review.conftest import add_case, new_mask
 
@@ -54,6 +56,47 @@ def test_a_file_that_is_no_database_is_one_line_without_password(tmp_path: Path)
     for address in ("mysql://host/name", "sqlite://", "nonsense"):
         with pytest.raises(UsageError, match="postgresql://USER@HOST/NAME"):
             Store(address, tmp_path)
+
+
+def test_postgresql_addresses_are_taken_as_its_own_programs_take_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {}
+
+    class Told(Exception):  # noqa: N818 - the end of the way to the server
+        pass
+
+    def connection(**parameters: object) -> None:
+        held.update(parameters)
+        raise Told
+
+    monkeypatch.setattr("medseg.review.store.postgres._socket", lambda *place: held.update(place=place) or MagicMock())
+    monkeypatch.setattr("pg8000.dbapi.Connection", connection)
+    (tmp_path / "pass").write_text("other:*:*:*:no\ndb:*:review:me:a\\:b\n")
+    (tmp_path / "pass").chmod(0o600)
+    monkeypatch.delenv("PGPASSWORD", raising=False)
+    monkeypatch.setenv("PGPASSFILE", str(tmp_path / "pass"))
+
+    def ask(url: str) -> dict[str, object]:
+        held.clear()
+        with pytest.raises(Told):
+            postgres_engine(make_url(url)).connect()
+        return held
+
+    assert ask("postgresql://me@db/review")["password"] == "a:b"  # noqa: S105
+    assert held["place"] == ("db", 5432)
+    assert held["ssl_context"] is None
+    assert ask("postgresql://me:x@db:6000/review?sslmode=disable")["password"] == "x"  # noqa: S105
+    assert (held["place"], held["ssl_context"]) == (("db", 6000), False)
+    monkeypatch.setenv("PGPASSWORD", "secret")
+    assert ask("postgresql://me@/review?host=/run/pg&port=5433")["place"] == ("/run/pg", 5433)
+    assert held["password"] == "secret"  # noqa: S105
+    for mode, checked, named in (("require", 0, False), ("verify-ca", 2, False), ("verify-full", 2, True)):
+        context = ask(f"postgresql://me@db/review?sslmode={mode}")["ssl_context"]
+        assert (context.verify_mode, context.check_hostname) == (checked, named)
+    for query in ("sslmode=perhaps", "service=x", "sslmode=verify-full&sslrootcert=/none"):
+        with pytest.raises(UsageError, match="database address"):
+            postgres_engine(make_url(f"postgresql://me@db/review?{query}"))
 
 
 def test_the_second_of_two_saves_is_kept_as_a_draft_and_can_be_saved_on_top(store: Store) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from sqlalchemy import URL, Engine, create_engine, event, inspect, make_url
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from medseg.errors import DeviceError, InputError, UsageError
+from medseg.review.store.postgres import postgres_engine
 
 log = logging.getLogger(__name__)
 
@@ -38,20 +39,22 @@ def open_database(url: str) -> Engine:
     """
     address = _address(url)
     shown = address.render_as_string(hide_password=True)
-    try:
-        engine = create_engine(address, connect_args=_connect_args(address), pool_pre_ping=True)
-    except (ImportError, NoSuchModuleError) as err:
-        raise DeviceError(shown, "psycopg is not installed", "pip install 'medseg[app]'") from err
-    if engine.dialect.name == "sqlite":
+    if address.drivername == "sqlite":
+        engine = create_engine(address, connect_args={"timeout": BUSY_SECONDS, "isolation_level": None})
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    else:
+        try:
+            engine = postgres_engine(address)
+        except ImportError as err:
+            raise DeviceError(shown, "pg8000 is not installed", "pip install 'medseg[app]'") from err
     try:
         with engine.begin() as connection:
             _upgrade(connection, shown)
-    except DatabaseError as err:
+    except (DBAPIError, OSError) as err:
         engine.dispose()
-        cause = str(err.orig).strip().splitlines()[0] if err.orig else "unknown cause"
-        raise InputError(shown, f"the review database cannot be used ({cause})", "check address and file") from err
+        problem = f"the review database cannot be used ({_cause(err)})"
+        raise InputError(shown, problem, "check address and file") from err
     except BaseException:
         engine.dispose()
         raise
@@ -64,7 +67,7 @@ def _address(url: str) -> URL:
     except ArgumentError as err:
         raise UsageError("database address", "not understood", "sqlite:///FILE or postgresql://USER@HOST/NAME") from err
     if address.get_backend_name() == "postgresql":
-        return address.set(drivername="postgresql+psycopg")
+        return address
     if address.drivername != "sqlite" or not address.database or address.database == ":memory:":
         raise UsageError(
             address.render_as_string(hide_password=True),
@@ -74,10 +77,13 @@ def _address(url: str) -> URL:
     return address
 
 
-def _connect_args(address: URL) -> dict[str, Any]:
-    if address.get_backend_name() == "sqlite":
-        return {"timeout": BUSY_SECONDS, "isolation_level": None}
-    return {"connect_timeout": 10}
+def _cause(err: DBAPIError | OSError) -> str:
+    """What went wrong, on one line."""
+    if isinstance(err, OSError):
+        return err.strerror or str(err)
+    told = err.orig.args[0] if err.orig is not None and err.orig.args else ""
+    text = told.get("M", "") if isinstance(told, dict) else str(told)  # PostgreSQL's message comes as fields
+    return next(iter(text.strip().splitlines()), "") or "unknown cause"
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
