@@ -56,6 +56,7 @@ class MedsegLabelApp(MONAILabelApp):  # type: ignore[misc]
         logging.getLogger("monailabel").setLevel(logging.ERROR)
         logging.getLogger("medseg").setLevel(logging.WARNING)
         logging.getLogger("medseg.label").setLevel(logging.INFO)
+        logging.getLogger("timeloop").disabled = True
         self._backend: Any = conf.get("backend", "auto")
         self._score = conf.get("score") == "true"
         self._catalogue = Catalogue([Path(one) for one in json.loads(conf["bundles"])], Path(conf["trained"]))
