@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from medseg.review.compare import Segmentation
 from medseg.review.server import Services
 from medseg.review.signing import Claim, Purpose, Reading
 from medseg.review.store.models import Case, Prediction, User
-from medseg.review.store.repo import Store
+from medseg.review.store.repo import Store, WorklistRow
 
 COOKIE = "medseg_reviewer"
 """Holds the identifier of the person who said a name in this browser, where there is no login."""
@@ -89,6 +90,21 @@ def said(error: MedsegError) -> str:
     """A failure in the words of the command line, without folders."""
     subject = Path(error.subject).name or error.subject
     return f"{subject}: {error.problem}" + (f"; {error.remedy}" if error.remedy else "")
+
+
+def distinct(names: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Identifier to name, where a name that came before gets a number: Streamlit tells options apart by their text."""
+    found: dict[str, str] = {}
+    seen: Counter[str] = Counter()
+    for one, name in names:
+        seen[name] += 1
+        found[one] = name if seen[name] == 1 else f"{name} ({seen[name]})"
+    return found
+
+
+def case_names(rows: Iterable[WorklistRow]) -> dict[str, str]:
+    """Identifier to a name that no other case has on this page."""
+    return distinct((row.case.id, row.case.name) for row in rows)
 
 
 def open_case() -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 import streamlit as st
-from context import Context
+from context import Context, case_names
 
 LINES_SHOWN = 500
 
@@ -14,7 +14,7 @@ def render(ctx: Context) -> None:
     """The page."""
     st.subheader("Audit trail", anchor=False)
     rows = ctx.store.worklist()
-    names = {row.case.id: row.case.name for row in rows}
+    names = case_names(rows)
     people = {user.id: user.display_name for user in ctx.store.users()}
     with st.container(horizontal=True, vertical_alignment="bottom"):
         case_id = st.selectbox(

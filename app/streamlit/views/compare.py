@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import streamlit as st
-from context import Context, open_case, show_case, told
+from context import Context, case_names, distinct, open_case, show_case, told
 from viewer import Compare, Label, Mask, ViewerSpec, viewer
 
 from medseg.review.compare import (
@@ -35,10 +35,10 @@ def render(ctx: Context) -> None:
     if not rows:
         st.info("No case yet.")
         return
-    ids = [row.case.id for row in rows]
+    names = case_names(rows)
+    ids = list(names)
     if open_case() not in ids:
         show_case(ids[0])
-    names = {row.case.id: row.case.name for row in rows}
     with st.container(horizontal=True):
         case_id = st.selectbox(
             "Case", ids, index=ids.index(str(open_case())), format_func=lambda one: names[one], key="compare_case"
@@ -67,6 +67,7 @@ def _pair(case_id: str, found: dict[str, Segmentation]) -> tuple[Segmentation, S
     """Which two; those that the review page asked for, or the two newest."""
     asked = st.session_state.pop("compare_pair", None)
     ids = list(found)
+    titles = distinct((one.id, one.title) for one in found.values())
     for place, side in enumerate("AB"):
         key = f"compare_{side}_{case_id}"
         if asked is not None and asked[place] in found:
@@ -74,7 +75,7 @@ def _pair(case_id: str, found: dict[str, Segmentation]) -> tuple[Segmentation, S
         elif st.session_state.get(key) not in found:
             st.session_state[key] = ids[place]
     first, second = (
-        found[st.selectbox(side, ids, format_func=lambda one: found[one].title, key=f"compare_{side}_{case_id}")]
+        found[st.selectbox(side, ids, format_func=lambda one: titles[one], key=f"compare_{side}_{case_id}")]
         for side in "AB"
     )
     return first, second

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import streamlit as st
 from context import Context, told
 
 from medseg.review.dataset import export_dataset
-from medseg.review.report import case_report
+from medseg.review.exports import Kind, export_case, kinds
 from medseg.review.store.models import Case
 from medseg.review.worklist import EXPORTS
+
+_FORMS: Mapping[Kind, tuple[str, str]] = {
+    "nifti": ("Labels (NIfTI)", "_seg.nii.gz"),
+    "dicom-seg": ("Labels (DICOM SEG)", "_seg.dcm"),
+    "rtstruct": ("Contours (DICOM RTSTRUCT)", "_rtstruct.dcm"),
+    "pdf": ("Report (PDF)", ".pdf"),
+    "html": ("Report (HTML)", ".html"),
+    "csv": ("Measurements (CSV)", ".csv"),
+    "json": ("Everything (JSON)", ".json"),
+}
 
 
 def render(ctx: Context, case: Case) -> None:
@@ -20,32 +30,20 @@ def render(ctx: Context, case: Case) -> None:
         st.info("There is no segmentation to export yet.")
         return
     st.caption(f"Version {case.revision}, {case.state}. Files are made when you press.")
-    stem = f"{re.sub(r'[^A-Za-z0-9._-]+', '_', case.name)}_v{case.revision}"
-
-    def offer(label: str, suffix: str, mime: str, make: Callable[[], bytes | str]) -> None:
-        kind = suffix.rpartition(".")[2]
-
-        def made() -> bytes | str:
-            content = make()
-            ctx.store.note(ctx.user, "exported", case_id=case.id, detail={"kind": kind, "revision": case.revision})
-            return content
-
+    for kind in kinds(ctx.store, case):
+        label, suffix = _FORMS[kind]
         st.download_button(
-            label, made, file_name=stem + suffix, mime=mime, key=f"export_{label}", on_click="ignore", width="stretch"
+            label,
+            lambda kind=kind: export_case(ctx.store, case.id, kind, by=ctx.user).content,
+            file_name=f"{case.id}_v{case.revision}{suffix}",
+            mime="application/octet-stream",
+            key=f"export_{kind}",
+            on_click="ignore",
+            width="stretch",
         )
-
-    offer("Labels (NIfTI)", "_seg.nii.gz", "application/gzip", lambda: _mask(ctx, case))
-    offer("Report (PDF)", ".pdf", "application/pdf", lambda: case_report(ctx.store, case.id).to_pdf())
-    offer("Report (HTML)", ".html", "text/html", lambda: case_report(ctx.store, case.id).to_html())
-    offer("Measurements (CSV)", ".csv", "text/csv", lambda: case_report(ctx.store, case.id).to_csv())
-    offer("Everything (JSON)", ".json", "application/json", lambda: case_report(ctx.store, case.id).to_json())
     if ctx.may_review:
         st.divider()
         _dataset(ctx)
-
-
-def _mask(ctx: Context, case: Case) -> bytes:
-    return ctx.store.file(ctx.store.version(case.id, case.revision).path).read_bytes()
 
 
 def _dataset(ctx: Context) -> None:

@@ -31,16 +31,14 @@ def structures(ctx: Context, case: Case, shown: Segmentation | None, found: Meas
         _first_table(ctx, case)
         return
     names = {row.value: row.name for row in rows}
-    if st.session_state.get("active_label") not in names:
-        st.session_state.active_label = rows[0].value
-    active = st.selectbox(
-        "Active structure (brush)", list(names), format_func=lambda one: names[one], key="active_label"
-    )
+    if st.session_state.get("structure") not in names:
+        st.session_state.structure = rows[0].value
+    active = st.selectbox("Structure", list(names), format_func=lambda one: names[one], key="structure")
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
         st.button("All", on_click=_show_only, args=(names, None), key="show_all")
         st.button("None", on_click=_show_only, args=(names, ()), key="show_none")
         st.button(
-            "Solo", on_click=_show_only, args=(names, (active,)), key="show_solo", help="Only the active structure"
+            "Solo", on_click=_show_only, args=(names, (active,)), key="show_solo", help="Show only the structure above"
         )
         row = next(one for one in rows if one.value == active)
         picked = st.color_picker("Colour", _hex(row), key=f"colour_{case.id}_{active}", label_visibility="collapsed")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import streamlit as st
-from context import Context, open_case, show_case, told
-from viewer import Command, Image, Label, Lesion, Mask, Overlay, Save, Tool, ViewerEvents, ViewerSpec, viewer
+from context import Context, case_names, distinct, open_case, show_case, told
+from viewer import Command, Image, Label, Lesion, Mask, Overlay, Save, ViewerEvents, ViewerSpec, viewer
 
 from medseg.review.api import PREFIX
 from medseg.review.compare import Segmentation, segmentation
@@ -106,8 +106,8 @@ def _dirty() -> bool:
 
 def _sidebar(ctx: Context, case: Case) -> None:
     rows = ctx.store.worklist()
-    ids = [row.case.id for row in rows]
-    names = {row.case.id: f"{row.case.name} · {row.case.state}" for row in rows}
+    names = case_names(rows)
+    ids = list(names)
     row = next(one for one in rows if one.case.id == case.id)
     with st.sidebar:
         if st.session_state.get("case_choice") != case.id:
@@ -142,8 +142,8 @@ def _sidebar(ctx: Context, case: Case) -> None:
 def _assign(ctx: Context, case: Case) -> None:
     if not ctx.may_review:
         return
-    people = {"": "nobody"}
-    people |= {user.id: user.display_name for user in ctx.store.users() if user.role != "reader" and _person(user)}
+    able = [user for user in ctx.store.users() if user.role != "reader" and _person(user)]
+    people = distinct([("", "nobody"), *((user.id, user.display_name) for user in able)])
     choice = st.selectbox(
         "Assigned to",
         list(people),
@@ -229,7 +229,6 @@ def _spec(ctx: Context, case: Case, shown: Segmentation | None, found: Measureme
         for row in rows
     )
     screen = {row.value: row.screen_value for row in rows}
-    active = st.session_state.get("active_label")
     mask = None
     if shown is not None:
         mask = Mask(
@@ -261,7 +260,6 @@ def _spec(ctx: Context, case: Case, shown: Segmentation | None, found: Measureme
         ),
         opacity=st.session_state.get("opacity", 50) / 100,
         layout=st.session_state.get("layout", "mpr+3d"),
-        tool=Tool(label=screen.get(active)),
         cmd=st.session_state.get("cmd"),
         save=save,
         height="calc(100vh - 108px)",

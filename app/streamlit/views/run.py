@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import streamlit as st
-from context import Context, open_case, show_case, told
+from context import Context, case_names, open_case, show_case, told
 
 from medseg.bundles.locate import DEFAULT_BUNDLE, all_bundles, is_ensemble, weights_of
 from medseg.review.store.models import Job
@@ -21,7 +21,7 @@ def render(ctx: Context) -> None:
         st.info("No case yet. Add a scan in the worklist.")
         return
     if ctx.may_review:
-        _form(ctx, {row.case.id: row.case.name for row in rows})
+        _form(ctx, case_names(rows))
     st.subheader("Runs", anchor=False)
     waiting = bool(ctx.store.jobs(state="queued") or ctx.store.jobs(state="running"))
     # The list renews itself while something runs; the rest of the page stays as it is.
