@@ -4,9 +4,9 @@
     python benchmarks/pancreas.py --bundle RUN --baseline SEGMENTING_RUN --data PHANTOM --part test --workers 2 -o DIR
 
 Each patient goes through `medseg.infer` once for each condition: all phases, each phase missing, the venous phase
-alone, noise twice as strong. The answer without age and sex comes with every one of them. DIR/patients.jsonl holds every
-answer, so that a run that was stopped goes on with the same phantom; DIR/pancreas.md and pancreas.json hold the tables, confusion.png the
-confusion matrix with everything known. Synthetic data, not for clinical use.
+alone, noise twice as strong. The answer without age and sex comes with every one of them. DIR/patients.jsonl holds
+every answer, so that a run that was stopped goes on with the same phantom; DIR/pancreas.md and pancreas.json hold the
+tables, confusion.png the confusion matrix with everything known. Synthetic data, not for clinical use.
 """
 
 from __future__ import annotations
