@@ -21,7 +21,6 @@ _NAMES = (
     "MedNeXt",
     "SegResNet",
     "SegResNetDS",
-    "SegResNetDS2",
     "SwinUNETR",
     "UNETR",
     "UNet",

@@ -131,6 +131,8 @@ def show(name: Name, *, json_: AsJson = False) -> None:
         "regions": [asdict(region) for region in spec.regions],
         "padding": {"mode": spec.padding, "value": spec.padding_value},
         "mirror_axes": list(spec.mirror_axes),
+        "folds": spec.folds,
+        "nnunet": None if spec.nnunet is None else asdict(spec.nnunet),
         "suitability": asdict(spec.suitability),
         "calibration": asdict(spec.calibration),
     }
