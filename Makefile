@@ -22,6 +22,7 @@ $(VENV)/.medseg: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: $(VENV)/.medseg
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/medseg label install --quiet
 	touch $@
 
 demo: $(VENV)/.medseg

@@ -24,7 +24,8 @@ _PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"
 _CONSTRAINTS = "constraints.txt"
 _TRIED = (3, 11)
 _OFFLINE = ("NewConnectionError", "name resolution", "Failed to establish", "ConnectTimeout", "No route to host")
-_CONFLICT = ("ResolutionImpossible", "conflicting dependencies", "constraint")
+_CONFLICT = ("ResolutionImpossible", "conflicting dependencies")
+_STALE = "does not provide the extra"
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def install(environment: Mapping[str, str], report: Callable[[str], None]) -> No
             report(f"{number}/{len(todo)} {step.title}")
             path = os.pathsep.join([*stand_ins(), *filter(None, [environment.get("PYTHONPATH")])])
             code, said = _lines(step.command, {**environment, "PYTHONPATH": path}, _changes(report))
+            if any(_STALE in line for line in said):
+                raise DeviceError("medseg", "was installed before it had the extra label", "pip install it again")
             if code:
                 raise _failure(step, said)
 

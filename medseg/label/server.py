@@ -6,14 +6,10 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from functools import partial
-from types import SimpleNamespace
 from urllib.parse import parse_qsl, urlsplit
 
-import jwt
 from monailabel.app import app
 from monailabel.config import settings
-from monailabel.endpoints.user import auth
 from monailabel.interfaces.exception import MONAILabelException
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -23,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medseg.errors import DeviceError, MedsegError, MemoryBudgetError, OutputError
 from medseg.label.parameters import is_session
+from medseg.label.tokens import name_algorithm
 
 log = logging.getLogger(__name__)
 
@@ -131,11 +128,6 @@ def close(*, hosts: Sequence[str], origins: Sequence[str]) -> None:
         CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST", "PUT"], allow_headers=["*"]
     )
     app.add_middleware(Guard, hosts=hosts, origins=origins)
-
-
-def name_algorithm() -> None:
-    """Let tokens be checked: MONAI Label names no algorithm, without which PyJWT 2 refuses every token."""
-    auth.jwt = SimpleNamespace(decode=partial(jwt.decode, algorithms=["RS256", "ES256"]))
 
 
 name_algorithm()
