@@ -109,6 +109,7 @@ export class Three {
       await this.nv.attachToCanvas(this.canvas, false)
       this.nv.setSliceType(SLICE_TYPE.RENDER)
       this.nv.setRenderAzimuthElevation(160, 12) // from the front, a little from the side and above
+      this.nv.setScale(1.3)
     }
     const nv = this.nv
     const { grid } = scene

@@ -186,6 +186,7 @@ export class Viewer {
     this.draftText = ''
     this.started = performance.now()
     this.notices.clear()
+    this.root.dataset.case = spec.case_id
     this.setPhase('loading')
     this.send('dirty', false)
     this.posterText.textContent = 'Loading the scan'
