@@ -1,6 +1,7 @@
 # make demo    install into .venv and segment a shipped sample
 # make test    install what the tests need and run all checks
 # make docs    the documentation as a site, in site/
+# make frontend    build the viewer's scripts from app/frontend (needs node 20); what it makes is committed
 # make gpu-check    on a machine with a GPU: is it right, does it survive a lack of memory, is it fast
 # Give another interpreter or build of torch by name: make demo PYTHON=python3.12 TORCH=torch==2.8.0
 PYTHON ?= python3
@@ -46,6 +47,9 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 docs: $(VENV)/.dev
 	$(MKDOCS)
+
+frontend:
+	cd app/frontend && npm ci && npm run build && npm test
 
 gpu-check: $(VENV)/.medseg
 	mkdir -p out
