@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check docs gpu-check clean
+.PHONY: demo test check docs frontend gpu-check clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
