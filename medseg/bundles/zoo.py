@@ -162,6 +162,8 @@ def stated_weights(root: Path) -> Path | None:
             base = str(config.value(tree.get("bundle_root", "."), "bundle_root"))
         except BundleError:
             return None  # only code tells; models/model.pt is what the zoo means
+        if named.startswith("/") and not named.startswith(base):
+            return None  # a folder of its authors
         path = root / named.removeprefix(base).lstrip("/")
         if not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
             raise BundleError(where, f"has {named!r} loaded, which is not in the bundle", "put the weights there")

@@ -160,10 +160,14 @@ def _bundle(root: Path, config: dict[str, Any], outputs: dict[int, str], *, chan
     arguments = {name: value for name, value in config["network_def"].items() if name not in ("_target_", "img_size")}
     if weights:
         torch.manual_seed(3)
-        network = getattr(nets, config["network_def"]["_target_"])(**arguments).eval()
+        network = getattr(nets, config["network_def"]["_target_"].rpartition(".")[2])(**arguments).eval()
         blob = torch.from_numpy(blob_scan((32, 32, 32)))[None, None]
+        if arguments.get("spatial_dims") == 2:
+            blob = blob[..., 16]
         with torch.no_grad():  # labels differ from place to place: no channel is always above the others
-            logits = network(((blob - blob.min()) / (blob.max() - blob.min())).expand(1, len(channels), -1, -1, -1))
+            logits = network(
+                ((blob - blob.min()) / (blob.max() - blob.min())).expand(1, len(channels), *blob.shape[2:])
+            )
             bias = [one for one in network.parameters() if one.shape == (len(outputs),)][-1]
             bias -= logits.flatten(2).median(dim=2).values[0]
         torch.save(network.state_dict(), root / "models" / "model.pt")
@@ -365,6 +369,7 @@ class OwnCropd(CenterSpatialCropd):
 """
 
 
+@pytest.mark.slow
 def test_own_code_runs_only_when_trusted_and_the_record_says_so(tmp_path: Path) -> None:
     root = _bundle(tmp_path / "own", _ct(), SPLEEN, channels=["image"], modality="CT")
     scan = _ct_scan(tmp_path / "ct.nii.gz")
@@ -419,6 +424,20 @@ def test_torchscript_is_code(tmp_path: Path) -> None:
     result = medseg.infer(scan, bundle=root, trust=True)
     assert np.array_equal(result.label_map, expected)
     assert "TorchScript" in result.record.bundle.own_code
+
+
+def test_a_2d_network_goes_over_the_slices_as_its_own_pipeline_does(tmp_path: Path) -> None:
+    config = _ct()
+    config["network_def"] = {
+        "_target_": "monai.networks.nets.UNet", "spatial_dims": 2, "in_channels": 1, "out_channels": 4,
+        "channels": [8, 16, 16], "strides": [2, 2], "num_res_units": 2,
+    }  # fmt: skip
+    config["preprocessing"]["transforms"][2:5] = [{"_target_": "ScaleIntensityd", "keys": "image"}]
+    config["inferer"] = {"_target_": "SliceInferer", "roi_size": [32, 32], "spatial_dim": 2}
+    names = {0: "background", 1: "left ventricle", 2: "myocardium", 3: "right ventricle"}
+    root = _bundle(tmp_path / "short_axis", config, names, channels=["image"], modality="MR")
+    scan = save_scan(tmp_path / "mr.nii.gz", blob_scan((50, 45, 9)), np.diag([1.2, 1.2, 8.0, 1.0]))
+    _agree(medseg.infer(scan, bundle=root).label_map, _monai(root, scan), 1e-4)
 
 
 def test_a_crop_to_the_foreground_gives_the_windows_and_labels_of_the_bundles_own_pipeline(tmp_path: Path) -> None:
