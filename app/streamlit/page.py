@@ -48,7 +48,7 @@ def _somebody(found: Services) -> User | None:
         return found.store.user(st.session_state.user_id)
     known = st.session_state.get("user_id") or ("" if "nobody" in st.session_state else st.context.cookies.get(COOKIE))
     try:
-        user = found.store.user(known or "")
+        user = found.store.user(str(known or ""))
     except InputError:
         return None
     if not user.subject.startswith("local:"):

@@ -331,7 +331,7 @@ def _react(ctx: Context, case: Case, events: ViewerEvents) -> None:
     if st.session_state.get("leaving_to"):
         _ask_about_changes()
     elif st.session_state.get("conflict"):
-        panel.conflict(ctx, case, send)
+        panel.conflict(ctx, case, st.session_state.conflict, send)
 
 
 def _plain(text: str) -> str:
