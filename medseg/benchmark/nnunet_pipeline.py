@@ -20,7 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from medseg.benchmark.meter import Meter, NetworkClock
 from medseg.bundles.load import Bundle
-from medseg.bundles.spec import BundleSpec, IntensityStep, NormalizeIntensity, ScaleIntensityRange
+from medseg.bundles.spec import BundleSpec, CropForeground, IntensityStep, NormalizeIntensity, ScaleIntensityRange
 from medseg.errors import BundleError
 from medseg.io import geometry
 from medseg.io.read import read_volume
@@ -122,7 +122,7 @@ def _plans(name: str, spec: BundleSpec, spacing: Sequence[float]) -> dict[str, A
     }
 
 
-def _normalization(name: str, step: IntensityStep) -> tuple[str, dict[str, float]]:
+def _normalization(name: str, step: IntensityStep | CropForeground) -> tuple[str, dict[str, float]]:
     """nnU-Net's scheme and intensity properties that do what an intensity step does."""
     if isinstance(step, NormalizeIntensity) and not step.nonzero:
         return "ZScoreNormalization", dict.fromkeys(("mean", "std", "percentile_00_5", "percentile_99_5"), 0.0)

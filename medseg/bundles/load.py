@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -41,7 +41,7 @@ class Bundle:
     spec: BundleSpec
     metadata: Mapping[str, Any]
     weights: Path | None
-    own_code: OwnCode | None = None
+    own_code: OwnCode | None = field(default=None, kw_only=True)
 
     @property
     def version(self) -> str:
@@ -116,7 +116,7 @@ class ResidentBundle(Bundle):
     @classmethod
     def of(cls, bundle: Bundle) -> ResidentBundle:
         """The same bundle, kept in memory."""
-        return cls(bundle.name, bundle.root, bundle.spec, bundle.metadata, bundle.weights, bundle.own_code)
+        return cls(bundle.name, bundle.root, bundle.spec, bundle.metadata, bundle.weights, own_code=bundle.own_code)
 
     @cached_property
     def sha256(self) -> str:
@@ -166,4 +166,4 @@ def load_bundle(bundle: str | Path = DEFAULT_BUNDLE, *, trust: bool = False) -> 
     if weights is not None and weights.stat().st_size == 0:
         raise BundleError(weights, "is empty", "restore the weights")
     spec, own_code = read_trusted(root, weights) if trust else (read_spec(root), None)
-    return Bundle(root.resolve().name, root, spec, read_json(configs[0]), weights, own_code)
+    return Bundle(root.resolve().name, root, spec, read_json(configs[0]), weights, own_code=own_code)
