@@ -141,16 +141,23 @@ class Site:
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / "events.jsonl").read_text().splitlines()]
 
+    def eventually(self, fits: Callable[[], bool]) -> None:
+        """Wait until a condition holds: what is drawn comes with one of the next frames."""
+        deadline = time.monotonic() + TIMEOUT_MS / 1000
+        while not fits():
+            assert time.monotonic() < deadline, "it never came to be"
+            self.tab.wait_for_timeout(50)
+
     def told(self, name: str, fits: Callable[[Any], bool] = bool) -> Any:
         """What the page has heard last under a name, once it fits."""
-        deadline = time.monotonic() + TIMEOUT_MS / 1000
-        while True:
-            found = [event[name] for event in self.events() if name in event and fits(event[name])]
-            if found:
-                return found[-1]
-            if time.monotonic() > deadline:
-                raise AssertionError(f"the page never heard {name}")
-            self.tab.wait_for_timeout(50)
+        found: list[Any] = []
+
+        def heard() -> bool:
+            found[:] = [event[name] for event in self.events() if name in event and fits(event[name])]
+            return bool(found)
+
+        self.eventually(heard)
+        return found[-1]
 
     def saved(self, case: str, number: int = 1) -> tuple[np.ndarray, dict[str, str]]:
         """The mask as the server got it, on the file's grid, and the request's headers."""
@@ -239,22 +246,20 @@ def test_each_quadrant_shows_something_and_structures_have_their_colours(site: S
     site.open("looks", layout="mpr+3d")
     site.tab.locator(".three canvas").wait_for()
     site.ask(f"goto({[16, 13, 8]})")
-    deadline = time.monotonic() + 30
-    while True:
+
+    def quadrants() -> list[np.ndarray]:
         picture = site.picture(".stage")
         height, width = picture.shape[0] // 2, picture.shape[1] // 2
-        quadrants = [picture[y : y + height, x : x + width] for y in (0, height) for x in (0, width)]
-        filled = [float((quadrant.max(axis=2) > 20).mean()) for quadrant in quadrants]
-        if min(filled) > 0.05 or time.monotonic() > deadline:
-            break
-        site.tab.wait_for_timeout(200)
-    assert min(filled) > 0.05, filled
-    red, green, blue = picture[..., 0], picture[..., 1], picture[..., 2]
-    assert ((green > red + 40) & (green > blue + 40)).mean() > 0.002  # the cube
+        return [picture[y : y + height, x : x + width] for y in (0, height) for x in (0, width)]
+
+    def green() -> float:  # of the cube in the axial plane
+        red, green, blue = np.moveaxis(quadrants()[0], 2, 0)
+        return float(((green > red + 40) & (green > blue + 40)).mean())
+
+    site.eventually(lambda: all((quadrant.max(axis=2) > 20).mean() > 0.05 for quadrant in quadrants()))
+    site.eventually(lambda: green() > 0.002)
     site.tab.keyboard.press("o")
-    site.tab.wait_for_timeout(300)
-    left = site.picture(".stage")[:, :width]
-    assert ((left[..., 1] > left[..., 0] + 40) & (left[..., 1] > left[..., 2] + 40)).sum() == 0
+    site.eventually(lambda: green() == 0)
 
 
 def test_names_are_text_and_the_sheet_explains_the_keys(site: Site) -> None:
@@ -345,37 +350,36 @@ def test_undo_redo_and_tools(site: Site) -> None:
 
 
 def test_window_slices_zoom_and_goto(site: Site) -> None:
-    site.open("looking", "PIR", lesions=[{"id": 7, "label": CUBE, "vox": list(to_file((16, 13, 8), AXES["PIR"]))}])
+    lesions = [{"id": 7, "label": CUBE, "vox": list(to_file((16, 13, 8), AXES["PIR"]))}]
+    site.open("looking", "PIR", lesions=lesions)
     site.tab.keyboard.press("4")
     site.until("window()[1] === 2500")
     assert site.ask("window()") == [480, 2500]
     assert site.told("window", lambda window: window[1] == 2500) == [480, 2500]
     wide = site.picture(".stage")
     site.tab.keyboard.press("5")
-    site.tab.wait_for_timeout(300)
-    assert np.abs(site.picture(".stage") - wide).max() > 50
+    site.eventually(lambda: bool(np.abs(site.picture(".stage") - wide).max() > 50))
     site.drag("axial", to_file((5, 5, 8), AXES["PIR"]), to_file((15, 5, 8), AXES["PIR"]), button="right")
     assert site.ask("window()[1]") != 80
 
     cmd = {"id": 3, "type": "goto", "vox": list(to_file((4, 25, 3), AXES["PIR"]))}
-    site.run("looking", "PIR", cmd=cmd)
+    site.run("looking", "PIR", cmd=cmd, lesions=lesions)
     site.until(f"vox().join() === '{','.join(map(str, cmd['vox']))}'")
     site.tab.mouse.move(*site.ask(f"point('axial', {cmd['vox']})"))
     site.tab.mouse.wheel(0, 100)
     site.until(f"vox().join() === '{','.join(map(str, to_file((4, 25, 2), AXES['PIR'])))}'")
-    site.run("looking", "PIR", cmd=cmd, opacity=0.9)  # the same command again: done once
+    site.run("looking", "PIR", cmd=cmd, lesions=lesions, opacity=0.9)  # the same command again: done once
     site.tab.keyboard.press("k")
     site.until(f"vox().join() === '{','.join(map(str, to_file((16, 13, 8), AXES['PIR'])))}'")
     assert site.told("lesion") == 7
-    assert "<b>cube</b>" in site.tab.locator(".readout").inner_text()
+    site.eventually(lambda: "<b>cube</b>" in site.tab.locator(".readout").inner_text())
 
 
 def test_mm_of_a_tilted_scan_are_those_of_nibabel(site: Site) -> None:
     site.open("mm", "tilted")
     site.ask("goto([4, 25, 3])")
     x, y, z = affine_of("tilted")[:3] @ [4, 25, 3, 1]
-    site.tab.wait_for_timeout(200)
-    assert f"mm {x:.1f}, {y:.1f}, {z:.1f} (RAS)" in site.tab.locator(".readout").inner_text()
+    site.eventually(lambda: f"mm {x:.1f}, {y:.1f}, {z:.1f} (RAS)" in site.tab.locator(".readout").inner_text())
 
 
 def test_of_two_who_save_the_second_keeps_the_drawing_and_may_save_it_on_top(site: Site) -> None:
@@ -416,7 +420,7 @@ def test_a_draft_survives_a_reload(site: Site) -> None:
     site.run("elsewhere")
     site.ready("elsewhere")
     site.open("draft")
-    site.tab.wait_for_timeout(300)
+    site.until("drafts() === 'none'")
     assert site.tab.get_by_role("button", name="Restore them").count() == 0
 
 
@@ -445,14 +449,15 @@ def test_compare_difference_and_maps(site: Site) -> None:
     site.ask("goto([16, 13, 8])")
     site.tab.get_by_role("button", name="Difference").click()
     site.tab.locator(".legend").wait_for()
-    text = site.tab.locator(".readout").inner_text()
-    assert "<b>cube</b> | –" in text  # the cube of the second is two voxels away
-    assert "Uncertainty: 1" in text
-    picture = site.picture(".stage")
-    blue = (picture[..., 2] > picture[..., 0] + 40) & (picture[..., 0] < 160)
-    middle = picture.shape[1] // 2
-    assert blue[:, :middle].sum() > 50  # "right only" is shown on both sides
-    assert blue[:, middle:].sum() > 50
+    readout = site.tab.locator(".readout")
+    site.eventually(lambda: "<b>cube</b> | –" in readout.inner_text())  # the second's cube is two voxels away
+    assert "Uncertainty: 1" in readout.inner_text()
+
+    def blue() -> list[int]:  # "right only", which both sides show
+        halves = np.array_split(site.picture(".stage"), 2, axis=1)
+        return [int(((half[..., 2] > half[..., 0] + 40) & (half[..., 0] < 160)).sum()) for half in halves]
+
+    site.eventually(lambda: min(blue()) > 50)
     assert site.tab.get_by_label("Brush (B)").is_disabled()
 
 
@@ -460,15 +465,14 @@ def test_the_reduced_copy_is_shown_until_the_full_scan_is_there(site: Site) -> N
     image = {"url": "/files/slow_RAS.nii.gz", "name": "i.nii.gz", "preview_url": "/files/half.nii.gz"}
     site.run("large", image=image)
     site.ready("large", "preview")
+    site.eventually(lambda: "drawing starts then" in site.tab.locator(".status").inner_text())
     assert site.tab.get_by_label("Brush (B)").is_disabled()
-    assert "drawing starts then" in site.tab.locator(".status").inner_text()
-    site.tab.wait_for_timeout(300)
-    assert (site.picture(".tile >> nth=0").max(axis=2) > 20).mean() > 0.05
+    site.eventually(lambda: bool((site.picture(".stage").max(axis=2) > 20).mean() > 0.05))
     assert abs(site.ask("value([7, 14, 8])") - 100) < 60
     (site.folder / "go").touch()
     site.ready("large")
     assert site.ask("value([7, 14, 8])") == 100
-    assert site.tab.get_by_label("Brush (B)").is_enabled()
+    site.eventually(lambda: bool(site.tab.get_by_label("Brush (B)").is_enabled()))
 
 
 def test_a_scan_that_cannot_be_read_is_said_so(site: Site) -> None:

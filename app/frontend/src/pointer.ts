@@ -94,8 +94,9 @@ export class Pointer {
       }
     }
     if (this.painting) this.showCursor(this.at(event))
+    else if (!drag) return
     else pane.cursor = null
-    viewer.refresh()
+    viewer.refresh(!drag || drag.kind === 'draw' ? pane : undefined)
   }
 
   private up(event: PointerEvent): void {
@@ -114,7 +115,7 @@ export class Pointer {
   private leave(): void {
     if (this.drag) return
     this.pane.cursor = null
-    this.viewer.refresh()
+    this.viewer.refresh(this.pane)
   }
 
   private wheel(event: WheelEvent): void {

@@ -66,9 +66,12 @@ export class Viewer {
   private sent = new Map<string, string>()
   private windowTimer = 0
   private frame = 0
+  private everything = false
+  private readonly waiting = new Set<Pane>()
   private peekSince = 0
   private drafted = 0 // state of the history that the draft holds
   private draftText = ''
+  private found: 'none' | 'offered' | '' = '' // whether a draft was found when the case was opened
   private readonly draftTimer: number
   private readonly resize: ResizeObserver
   private baseline: Uint8Array | null = null // tests only: the mask as loaded
@@ -183,7 +186,7 @@ export class Viewer {
     this.maskKey = this.compareKey = ''
     this.lesion = -1
     this.lastCommand = 0
-    this.draftText = ''
+    this.draftText = this.found = ''
     this.started = performance.now()
     this.notices.clear()
     this.root.dataset.case = spec.case_id
@@ -391,12 +394,22 @@ export class Viewer {
 
   // ---------------------------------------------------------------- looking
 
-  /** Draw what has changed, with the next frame. */
-  refresh(): void {
+  /**
+   * Draw with the next frame.
+   *
+   * @param only one plane, while nothing but its cursor and stroke changes: on a large scan that is felt.
+   */
+  refresh(only?: Pane): void {
+    if (only) this.waiting.add(only)
+    else this.everything = true
     if (this.frame) return
     this.frame = requestAnimationFrame(() => {
+      const panes = this.everything ? null : [...this.waiting]
       this.frame = 0
-      this.paint()
+      this.everything = false
+      this.waiting.clear()
+      if (!panes) this.paint()
+      else if (this.scene) for (const pane of panes) pane.draw(this.scene)
     })
   }
 
@@ -780,6 +793,7 @@ export class Viewer {
     if (!spec.save || !scene || !editor) return
     const key = draftKey(spec.save.owner, spec.case_id)
     const draft = await findDraft(key).catch(() => null)
+    this.found = draft ? 'offered' : 'none'
     if (!draft || draft.voxels !== scene.grid.count || this.scene !== scene) return
     const older = draft.base === this.base ? '' : ` It was drawn on version ${draft.base}; the case is at version ${this.base} now.`
     this.notices.show('draft', 'warn', `Unsaved changes of ${clock(draft.at, true)} were kept.${older}`, [
@@ -960,6 +974,7 @@ export class Viewer {
         return [box.x + x, box.y + y]
       },
       draft: () => this.keepDraft(),
+      drafts: () => this.found,
     }
   }
 
