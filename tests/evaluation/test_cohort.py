@@ -119,5 +119,5 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         judge_cohort(root / "nothing", root / "set")
     (root / "set" / "patients.csv").write_text("case,age,sex,class\na,50,F,unheard\n")
-    with pytest.raises(InputError, match="class 'unheard' of a; dataset.json names normal, solid, cyst"):
+    with pytest.raises(InputError, match=r"class 'unheard' of a; dataset\.json names normal, solid, cyst"):
         judge_cohort(root / "results", root / "set")

@@ -87,4 +87,5 @@ def test_findings_are_single_lesions_with_volume_contrast_and_confidence() -> No
     assert found[0].contrast_hu == pytest.approx({"NC": 0.0, "V": -40.0})
     # The first coordinate grows to the right: the lesion with the higher index lies at the head.
     assert [one.part for one in found] == ["head", "tail"]
-    assert measure_lesions(lesion, ~organ & organ, probability, {"V": venous}, affine, least_ml=0.3)[0].contrast_hu == {}
+    alone = measure_lesions(lesion, np.zeros_like(organ), probability, {"V": venous}, affine, least_ml=0.3)
+    assert (alone[0].contrast_hu, alone[0].place, alone[0].part) == ({}, None, "unknown")
