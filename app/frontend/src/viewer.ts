@@ -85,6 +85,9 @@ export class Viewer {
     this.three = this.renderer ? new Three(this.renderer) : null
     const style = el('style', { textContent: css })
     this.poster.append(this.posterText, this.progress)
+    // A page that is shown again still holds its last command: jumping twice does no harm, saving twice does.
+    const { cmd } = this.spec
+    this.lastCommand = cmd && cmd.type !== 'goto' ? cmd.id : 0
     this.root.replaceChildren(
       style, this.toolbar.element, this.toolbar.options,
       el('div', { className: 'body' }, this.stage, this.poster, this.panels.element, this.notices.element),
@@ -185,7 +188,6 @@ export class Viewer {
     this.editor = null
     this.maskKey = this.compareKey = ''
     this.lesion = -1
-    this.lastCommand = 0
     this.draftText = this.found = ''
     this.started = performance.now()
     this.notices.clear()
@@ -692,6 +694,10 @@ export class Viewer {
       this.sayWhyNot()
       return false
     }
+    if (!editor.dirty && revision === undefined) {
+      this.notices.show('save', 'info', 'There are no unsaved changes.', [], 4)
+      return true
+    }
     this.saving = true
     this.refresh()
     const state = editor.history.state
@@ -705,8 +711,7 @@ export class Viewer {
       if (here) {
         this.base = saved
         this.maskKey = `${saved}|`
-        this.notices.close('conflict')
-        this.notices.close('save')
+        for (const kind of ['conflict', 'save', 'mask']) this.notices.close(kind)
         this.send('dirty', editor.dirty)
         this.draftText = ''
         if (this.baseline) this.baseline = mask
