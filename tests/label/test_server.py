@@ -56,7 +56,7 @@ class Server:
             )
         assert self.process.stdout is not None
         # A server that does not come up is stopped, which ends the wait for its line.
-        timer = threading.Timer(240, self.process.terminate)
+        timer = threading.Timer(600, self.process.terminate)
         timer.start()
         self.greeting = self.process.stdout.readline()
         timer.cancel()
