@@ -457,6 +457,7 @@ export class Viewer {
       shown = [this.tiles.get(pane)!]
       kind = 'one'
     }
+    if ((this.activePane.role === 'drawing') === (layout === 'compare')) this.activePane = layout === 'compare' ? first : axial
     this.stage.className = `stage ${kind}`
     const same = shown.length === this.stage.children.length && shown.every((tile, i) => this.stage.children[i] === tile)
     if (!same) this.stage.replaceChildren(...shown)
@@ -849,9 +850,12 @@ export class Viewer {
   // ---------------------------------------------------------------- keyboard
 
   private readonly onKeyDown = (event: KeyboardEvent): void => {
-    const target = event.composedPath()[0]
-    if (!this.root.isConnected || typing(target)) return
+    const path = event.composedPath()
+    // A dialog of the page comes first; the viewer's own sheet lies in the shadow root and is not found here.
+    if (!this.root.isConnected || typing(path[0]) || document.querySelector('[role="dialog"]')) return
     const action = actionOf(event)
+    // Arrow keys also move through tables and choices of the page.
+    if (action?.startsWith('slice') && !path.includes(this.root) && path[0] !== document.body) return
     if (!action || (action === 'close' && !this.help && !this.panels.open)) return
     event.preventDefault()
     event.stopImmediatePropagation()
