@@ -165,6 +165,11 @@ def _rows(contents: Contents, root: Path, shown: Path, *, descriptions: bool) ->
     return rows
 
 
+def guess_modality(data: NDArray[np.float32]) -> str:
+    """CT, MR, a label map or "" by the look of a scan (C, X, Y, Z)."""
+    return _guessed(data, _sample(data))
+
+
 def _facts(volume: Volume) -> VolumeFacts:
     sample = _sample(volume.data)
     stated = volume.source.dicom.modality if volume.source.dicom is not None else ""

@@ -17,6 +17,7 @@ from medseg.batch.cases import find_cases
 from medseg.batch.journal import Journal
 from medseg.batch.worker import labels_path
 from medseg.errors import InputError, MedsegError
+from medseg.inference.inspection import guess_modality
 from medseg.inference.record import Record
 from medseg.io.archive import is_archive
 from medseg.io.files import split_suffix
@@ -169,7 +170,7 @@ def add_scan(store: Store, scans: Sequence[Path], *, name: str, by: User, copy: 
             grid=grid,
             shape=volume.shape,
             spacing=[round(float(mm), 6) for mm in spacing(volume.affine)],
-            modality=dicom.modality if dicom else "",
+            modality=dicom.modality if dicom else _guessed(volume),
             by=by,
         )
     except BaseException:
@@ -348,6 +349,12 @@ def _on_grid(store: Store, case: Case, file: Path) -> np.ndarray[Any, np.dtype[n
     if labels.shape != tuple(case.shape) or corner_shift(labels.shape, grid, affine) > near:
         raise InputError(file, "not on the scan's grid", "run the model again, or give the label map of this scan")
     return labels
+
+
+def _guessed(volume: Volume) -> str:
+    """CT or MR by the look of the scan: presets and units follow from it; "" when it could be anything."""
+    found = guess_modality(volume.data)
+    return found if found in {"CT", "MR"} else ""
 
 
 def _record(path: Path) -> Record | None:

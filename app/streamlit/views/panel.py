@@ -19,6 +19,11 @@ from medseg.review.worklist import label_table
 
 _VERDICTS = {"accepted": "Accept", "needs correction": "Needs correction", "rejected": "Reject"}
 _HISTORY_SHOWN = 30
+_FINDINGS_SHOWN = 10
+_FLAGS = {
+    "organ_not_found": "The organ was not found.",
+    "disagreement": "Class and segmentation disagree: look again.",
+}
 
 
 # --- structures -------------------------------------------------------------------------------------------------------
@@ -141,8 +146,13 @@ def _first_table(ctx: Context, case: Case) -> None:
 # --- lesions ----------------------------------------------------------------------------------------------------------
 
 
-def lesions(case: Case, found: Measurements | None, go: Callable[..., None]) -> None:
-    """The connected pieces; a click moves the crosshair."""
+def lesions(
+    ctx: Context, case: Case, shown: Segmentation | None, found: Measurements | None, go: Callable[..., None]
+) -> None:
+    """The connected pieces; a click moves the crosshair. Above them the diagnosis, where a model made one."""
+    made = ctx.prediction_of(case, shown)
+    if made is not None and made.record.get("diagnosis"):
+        diagnosis(made.record["diagnosis"], go)
     if found is None or not found.lesions:
         st.info("Nothing is labelled.")
         return
@@ -186,6 +196,43 @@ def lesions(case: Case, found: Measurements | None, go: Callable[..., None]) -> 
         height=min(38 + 35 * len(cells), 420),
     )
     st.caption("A click moves the crosshair; J and K go to the next and the one before.")
+
+
+def diagnosis(found: Mapping[str, Any], go: Callable[..., None]) -> None:
+    """The class of the patient, as the run's record holds it, with and without what is known of the patient.
+
+    Args:
+        found: `medseg.inference.record.DiagnosisRecord` as JSON.
+        go: sends the viewer a command.
+    """
+    st.markdown(f"**{found['classes'][found['named']]}** is the most probable class.")
+    known, alone = found["probabilities"], found["probabilities_without_metadata"]
+    order = sorted(known, key=lambda code: -known[code])
+    bar = {"format": "percent", "min_value": 0.0, "max_value": 1.0}
+    st.dataframe(
+        [{"class": found["classes"][code], "with": known[code], "without": alone[code]} for code in order],
+        key="diagnosis",
+        hide_index=True,
+        column_config={
+            "class": st.column_config.TextColumn(width=120),
+            "with": st.column_config.ProgressColumn(width=95, help="with age and sex where they are known", **bar),
+            "without": st.column_config.ProgressColumn(width=95, help="without age and sex", **bar),
+        },
+    )
+    if found["missing"]:
+        st.caption(f"Not known: {', '.join(found['missing'])}.")
+    for flag in found["flags"]:
+        st.warning(_FLAGS[flag])
+    for number, one in enumerate(found["findings"][:_FINDINGS_SHOWN], start=1):
+        longest = max((diameter["longest_mm"] for diameter in one["diameters"]), default=0.0)
+        if st.button(
+            f"{one['type']}, {one['part']}: {one['volume_ml']:.1f} ml, {longest:.0f} mm, {one['confidence']:.0%}",
+            key=f"finding_{number}",
+            help="Go to where the model is surest",
+            width="stretch",
+        ):
+            go("goto", vox=one["peak_voxel"])
+            st.rerun()
 
 
 # --- verdict ----------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def render(ctx: Context) -> None:
             tabs,
             (
                 lambda: panel.structures(ctx, case, shown, found),
-                lambda: panel.lesions(case, found, send),
+                lambda: panel.lesions(ctx, case, shown, found, send),
                 lambda: panel.verdict(ctx, case, dirty=_dirty()),
                 lambda: panel.history(ctx, case, shown, dirty=_dirty()),
                 lambda: exports.render(ctx, case),
