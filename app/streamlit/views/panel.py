@@ -186,12 +186,12 @@ def lesions(
         on_select=picked,
         selection_mode=["single-row", "single-cell"],
         column_config={
-            "no.": st.column_config.NumberColumn(width=36),
-            "structure": st.column_config.TextColumn(width=96),
+            "no.": st.column_config.NumberColumn(width=32),
+            "structure": st.column_config.TextColumn(width=84),
             "ml": st.column_config.NumberColumn(format="%.2f", width=56),
             "mm": st.column_config.NumberColumn(format="%.1f", width=48, help="longest axial diameter"),
             "unc.": st.column_config.NumberColumn(format="%.2f", width=48, help="largest uncertainty in it"),
-            "centre (R, A, S mm)": st.column_config.TextColumn(width=110),
+            "centre (R, A, S mm)": st.column_config.TextColumn(width=100),
         },
         height=min(38 + 35 * len(cells), 420),
     )

@@ -88,6 +88,8 @@ def _job(ctx: Context, job: Job, case: str, person: str) -> None:
         before = ctx.services.queue.position(job.id)
         st.progress(0.0, f"waiting, {before} before it")
     elif job.state == "running":
-        st.progress(min(job.progress, 1.0), "stopping" if job.cancel else f"{job.message} ({job.progress:.0%})")
+        st.progress(
+            min(job.progress, 1.0), "stopping" if job.cancel else f"{job.message or 'starting'} ({job.progress:.0%})"
+        )
     elif job.state == "failed":
         st.error(job.message, icon=":material/error:")
