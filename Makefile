@@ -33,7 +33,15 @@ demo: $(VENV)/.medseg
 # In a process of their own: after the tests of the back ends, training a network in the same process can crash.
 BACKENDS := tests/inference/test_backends.py
 
-test: $(VENV)/.dev
+# nnU-Net, to hold imported models to its own predictor. Without its dependencies: timm brings a torchvision that does not
+# load beside a CPU build of torch, and its U-Nets do not use it.
+$(VENV)/.nnunet: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --no-deps nnunetv2==2.8.1 dynamic-network-architectures==0.4.4 \
+	  acvl-utils==0.2.6 batchgenerators==0.25.5 batchgeneratorsv2==0.3.6
+	$(BIN)/python -m pip install --quiet blosc2 connected-components-3d scikit-image scikit-learn seaborn pandas tqdm requests
+	touch $@
+
+test: $(VENV)/.dev $(VENV)/.nnunet
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -68,7 +68,7 @@ def test_labels_are_those_of_nnunets_predictor_on_other_scans(name: str, scan: s
         if not whole.is_file():
             pytest.skip(f"the shared CT is not at {whole}")
         source = nib.load(whole)  # every fourth slice, from another place than in the golden case
-        values = np.asanyarray(source.dataobj)[:, :, 40:92:4].astype(np.float32)
+        values = np.asanyarray(source.dataobj)[15:85, 15:90, 40:64:4].astype(np.float32)
         nib.save(nib.Nifti1Image(values, source.affine @ np.diag([1, 1, 4, 1])), path)
     else:
         cases = sorted((HIPPOCAMPUS / "imagesTr").glob("*.nii.gz")) if HIPPOCAMPUS.is_dir() else []
