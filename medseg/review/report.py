@@ -103,13 +103,15 @@ class CaseReport:
         styles = getSampleStyleSheet()
         for style in ("Title", "Heading2", "BodyText"):
             styles[style].fontName = font
+        styles["Heading2"].keepWithNext = 1
         styles["BodyText"].fontSize, styles["BodyText"].leading, styles["BodyText"].splitLongWords = 8, 10, 1
         width = A4[0] - 36 * mm
         first, *others = (_pdf_picture(picture, width, 150 * mm) for picture in self.pictures)
         story: list[Any] = [Paragraph(html.escape(str(self.facts["case"])), styles["Title"]), first]
         for title, head, rows in self._tables():
             story += [Spacer(1, 4 * mm), Paragraph(html.escape(title), styles["Heading2"])]
-            cells = [[Paragraph(html.escape(cell), styles["BodyText"]) for cell in row] for row in (head, *rows)]
+            lines = [head, *rows] if any(head) else rows
+            cells = [[Paragraph(html.escape(cell), styles["BodyText"]) for cell in row] for row in lines]
             # Two columns are names and values: the values are the long ones.
             widths = [width * 0.25, width * 0.75] if len(head) == 2 else [width / len(head)] * len(head)
             grid = [("GRID", (0, 0), (-1, -1), 0.4, "#ccd2da"), ("VALIGN", (0, 0), (-1, -1), "TOP")]
@@ -240,4 +242,5 @@ def _html_table(head: list[str], rows: list[list[str]]) -> str:
     def line(cells: list[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    return "<table>" + line(head, "th") + "".join(line(row, "td") for row in rows) + "</table>"
+    top = line(head, "th") if any(head) else ""
+    return "<table>" + top + "".join(line(row, "td") for row in rows) + "</table>"
