@@ -14,9 +14,16 @@ from numpy.typing import NDArray
 from medseg.errors import OutputError
 from medseg.io.geometry import Affine
 from medseg.io.read import read_volume
+from medseg.io.volume import Volume
 from medseg.review.masks import read_mask
 from medseg.review.store.models import Case, new_id
 from medseg.review.store.repo import Store
+
+REDUCED = "reduced.nii.gz"
+"""Name of the reduced image in a case's folder."""
+
+LARGE_VOXELS = 12_000_000
+"""Scans of more voxels get their reduced image when they are imported, so that nobody waits for it."""
 
 HEAVY_WORK = threading.RLock()
 """Held while a whole scan is in memory, so that ten people who open cases do not need ten times the memory."""
@@ -57,18 +64,19 @@ def reduced_image(store: Store, case: Case) -> Path:
     Raises:
         InputError, MemoryBudgetError: the image cannot be read. OutputError: it cannot be written.
     """
+    path = store.folder / case.id / REDUCED
+    return made_once(path, lambda aside: write_reduced(aside, read_volume(store.file(case.image_path))))
+
+
+def write_reduced(path: Path, image: Volume) -> None:
+    """Write the first channel of a scan, averaged by 2 along each axis."""
     import nibabel
 
     nib: Any = nibabel
-
-    def make(path: Path) -> None:
-        image = read_volume(store.file(case.image_path))
-        data, affine = halved(image.data[0], image.affine)
-        if np.dtype(image.source.dtype or "f4").kind in "iu" and np.abs(data).max() <= np.iinfo(np.int16).max:
-            data = np.rint(data).astype(np.int16)  # half the bytes, in steps of the scanner
-        nib.save(nib.Nifti1Image(data, affine), path)
-
-    return made_once(store.folder / case.id / "reduced.nii.gz", make)
+    data, affine = halved(image.data[0], image.affine)
+    if np.dtype(image.source.dtype or "f4").kind in "iu" and np.abs(data).max() <= np.iinfo(np.int16).max:
+        data = np.rint(data).astype(np.int16)  # half the bytes, in steps of the scanner
+    nib.save(nib.Nifti1Image(data, affine), path)
 
 
 def poster(store: Store, case: Case) -> Path:

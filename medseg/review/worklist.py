@@ -26,6 +26,7 @@ from medseg.io.read import GRID_TOLERANCE, read_labels, read_volume
 from medseg.io.volume import Volume
 from medseg.io.write import NIFTI_SUFFIXES, OutputSet
 from medseg.report.palette import label_colours
+from medseg.review.derived import LARGE_VOXELS, REDUCED, write_reduced
 from medseg.review.masks import screen_values, sha256_of, write_grid, write_map, write_mask
 from medseg.review.saving import adopt
 from medseg.review.store.models import Case, Label, Prediction, User, new_id
@@ -155,6 +156,8 @@ def add_scan(store: Store, scans: Sequence[Path], *, name: str, by: User, copy: 
         else:
             image, sha256 = scans[0].absolute(), volume.source.sha256
         grid = write_grid(folder / "grid.nii.gz", volume)
+        if volume.data[0].size > LARGE_VOXELS:
+            write_reduced(folder / REDUCED, volume)
         sources = [scan.absolute() for scan in scans]
         dicom = volume.source.dicom
         if copy and dicom is not None:  # DICOM SEG and RTSTRUCT refer to the images, and copy the patient from them

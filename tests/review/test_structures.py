@@ -139,7 +139,9 @@ def test_a_difference_shows_which_voxels_are_whose_on_the_grid_of_the_image(desk
             difference_file(desk.store, desk.case, one, wrong)
 
 
-def test_the_reduced_image_holds_means_of_blocks_each_at_the_middle_of_its_voxels(desk: Desk) -> None:
+def test_the_reduced_image_holds_means_of_blocks_each_at_the_middle_of_its_voxels(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = derived.reduced_image(desk.store, desk.store.case(desk.case))
     saved = nib.load(path)
     small = np.asarray(saved.dataobj)
@@ -153,6 +155,13 @@ def test_the_reduced_image_holds_means_of_blocks_each_at_the_middle_of_its_voxel
     stamp = path.stat().st_mtime_ns
     assert derived.reduced_image(desk.store, desk.store.case(desk.case)).stat().st_mtime_ns == stamp
     assert not list(path.parent.glob(".*"))
+    monkeypatch.setattr("medseg.review.worklist.LARGE_VOXELS", 10)
+    folder = tmp_path / "large"
+    folder.mkdir()
+    save_scan(folder / "b.nii.gz", desk.image, OBLIQUE)
+    (large,) = import_folder(desk.store, folder, by=desk.anna).added
+    made = nib.load(desk.store.folder / large / derived.REDUCED)
+    assert np.array_equal(np.asarray(made.dataobj), small)
 
 
 def test_a_reference_on_another_grid_is_refused_and_nothing_is_left(desk: Desk, tmp_path: Path) -> None:
