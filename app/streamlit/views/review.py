@@ -8,7 +8,7 @@ from typing import Literal
 
 import streamlit as st
 from context import Context, case_names, distinct, open_case, show_case, told
-from viewer import Command, Image, Label, Lesion, Mask, Overlay, Save, ViewerEvents, ViewerSpec, viewer
+from viewer import Command, Image, Label, Lesion, Mask, Overlay, Save, Screenshot, ViewerEvents, ViewerSpec, viewer
 
 from medseg.review.api import PREFIX
 from medseg.review.compare import Segmentation, segmentation
@@ -262,6 +262,9 @@ def _spec(ctx: Context, case: Case, shown: Segmentation | None, found: Measureme
         layout=st.session_state.get("layout", "mpr+3d"),
         cmd=st.session_state.get("cmd"),
         save=save,
+        screenshot=Screenshot(url=f"{PREFIX}/screenshot/{case.id}", token=ctx.token("screenshot", case.id))
+        if save is not None and case.revision and not _dirty()  # reports show it as a picture of the version
+        else None,
         height="calc(100vh - 108px)",
         test=ctx.services.settings.test,
     )
