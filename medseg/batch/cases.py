@@ -202,6 +202,10 @@ def _holds_dicom(folder: Path, *, below: bool = True) -> bool:
 def _is_image(path: Path) -> bool:
     """Whether a file is DICOM, and neither hidden nor a result of medseg."""
     stem, suffix = split_suffix(path)
+    # Closing any handle of a SQLite file drops the locks of this process on it, and another one may then remove what
+    # was not yet written back: a database is not even looked into.
+    if ".sqlite" in path.name:
+        return False
     if path.name.startswith(".") or _is_scan(path) or (suffix.lower() == ".dcm" and _RESULT.search(stem)):
         return False
     return path.is_file() and is_dicom(path)

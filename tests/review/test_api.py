@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -302,6 +304,24 @@ def test_a_folder_is_imported_once_with_the_results_beside_it(desk: Desk, tmp_pa
     assert any(problem.startswith("c:") for problem in first.problems)
     again = import_folder(desk.store, folder, by=desk.anna)
     assert (again.added, again.known) == ((), 2)
+
+
+def test_looking_for_scans_in_the_data_folder_leaves_the_databases_locks_alone(desk: Desk) -> None:
+    save_scan(desk.store.folder / "own.nii.gz", np.ones((4, 5, 6), np.int16), OBLIQUE)
+    assert len(import_folder(desk.store, desk.store.folder, by=desk.anna).added) == 1
+    # The last connection that is closed removes the log beside the database; another process is not the last.
+    look = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); "
+    look += "print(c.execute('SELECT count(*) FROM cases').fetchone())"
+    database = desk.store.folder / "review.sqlite"
+    log = database.with_name("review.sqlite-wal")
+    before = log.stat().st_ino
+    for count in (2, 3):
+        told = subprocess.run(
+            [sys.executable, "-c", f"{look}; c.close()", database], capture_output=True, text=True, check=True
+        )
+        assert told.stdout == f"({count},)\n"
+        assert log.stat().st_ino == before
+        import_upload(desk.store, desk.scan, name=f"case {count}", by=desk.anna)
 
 
 def test_a_batchs_finished_cases_are_imported(desk: Desk, tmp_path: Path) -> None:
