@@ -90,10 +90,10 @@ def _parts(text: str, cases: int) -> list[tuple[str, int]]:
     if not text:
         return []
     names = ("train", "val", "test")
-    counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
-    if len(counts) > len(names) or min(counts) < 1 or sum(counts) != cases:
+    counts = [int(part) if part.strip().isdecimal() else -1 for part in text.split(",")]
+    if len(counts) > len(names) or min(counts) < 0 or sum(counts) != cases:
         raise UsageError("--split", f"{text!r} is not up to three numbers that add up to {cases}", "e.g. 360,90,270")
-    return list(zip(names, counts, strict=False))
+    return [(name, count) for name, count in zip(names, counts, strict=False) if count]
 
 
 def _write_preview(path: Path, cases: int, seed: int, options: Options) -> None:

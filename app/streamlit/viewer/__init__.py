@@ -75,8 +75,8 @@ class Overlay(_Spec):
         id: unique in the spec.
         url: of a NIfTI file.
         name: ends in .nii or .nii.gz.
-        kind: "uncertainty" and "evidence" are maps of numbers, "compare" and "ground_truth" of labels (outlines over the
-            drawing, in the colours of the spec's labels).
+        kind: "uncertainty" and "evidence" are maps of numbers, "compare" and "ground_truth" of labels (outlines over
+            the drawing, in the colours of the spec's labels).
         title: what the reviewer sees.
         colormap: NiiVue's name, for maps of numbers.
         opacity: 0 to 1.
