@@ -237,13 +237,16 @@ def _command(
     output: Path | None,
     threads: int,
 ) -> str:
-    """The command that decides the scores, as one would type it."""
-    words = ["medseg", "benchmark", "accuracy", "--data", str(data)]
-    words += [] if split is None else ["--split", str(split), "--part", part]
+    """The command that decides the scores, as one would type it; a page that is shared names no folder of a machine."""
+    words = ["medseg", "benchmark", "accuracy", "--data", "DATA"]
+    if split is not None:
+        inside = split.resolve().is_relative_to(data.resolve())
+        words += ["--split", f"DATA/{split.resolve().relative_to(data.resolve())}" if inside else split.name]
+        words += ["--part", part]
     words += [word for bundle in bundles for word in ("--bundle", bundle)]
     words += [] if baseline is None else ["--baseline", baseline]
     words += ["--threads", str(threads)] if threads else []
-    words += [] if output is None else ["-o", str(output)]
+    words += [] if output is None else ["-o", output.name]
     return shlex.join(words)
 
 
