@@ -141,7 +141,7 @@ def test_an_earlier_import_is_kept_until_a_new_one_is_whole(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(weights, "_save", full)
+        patch.setattr(weights, "save_state", full)
         with pytest.raises(OutputError, match="No space left"):
             import_weights("paper", checkpoint, overwrite=True)
     assert (root / "manifest.json").read_text() == before
