@@ -82,7 +82,10 @@ def _job(ctx: Context, job: Job, case: str, person: str) -> None:
             st.markdown(_ENDED[job.state])
             if job.state == "done" and st.button("Open", key=f"open_{job.id}"):
                 show_case(job.case_id)
-                st.session_state.shown = job.prediction_id
+                # Where the case's version is this result, the version is shown: it can be corrected.
+                revision = ctx.store.case(job.case_id).revision
+                same = revision and ctx.store.version(job.case_id, revision).prediction_id == job.prediction_id
+                st.session_state.shown = None if same else job.prediction_id
                 st.switch_page(st.session_state.pages["review"])
     if job.state == "queued":
         before = ctx.services.queue.position(job.id)
