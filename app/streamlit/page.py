@@ -16,6 +16,8 @@ from medseg.review.store.repo import BANNER
 MONTH_S = 30 * 86400
 
 STYLE = f"""<style>
+/* A message lies over the tabs for some seconds: clicks go through it. */
+[data-testid="stToastContainer"], [data-testid="stToastContainer"] * {{pointer-events: none !important}}
 [data-testid="stMainBlockContainer"] {{padding: 3.4rem 1rem 2.2rem 1rem; max-width: none}}
 [data-testid="stSidebar"] {{width: 280px !important; min-width: 280px !important}}
 [data-testid="stSidebar"][aria-expanded="false"] {{width: 0 !important; min-width: 0 !important}}
