@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medseg.networks.facts import Facts
-from medseg.networks.fit import Fit, round_up
+from medseg.networks.fit import Fit, strided_window
 
 
 class DynUNet(monai_dynunet.DynUNet):
@@ -128,10 +128,7 @@ def fit(size: Sequence[int], *, in_channels: int, out_channels: int, given: Mapp
     arguments = {"in_channels": in_channels, "out_channels": out_channels, "spatial_dims": len(size), **small, **given}
     strides = arguments.get("strides") or [1] + [2] * (len(arguments["filters"]) - 1)
     divisor = _divisor(strides, len(size))
-    window = [round_up((n,), step)[0] for n, step in zip(size, divisor, strict=True)]
-    if tuple(window) == divisor:
-        window[size.index(max(size))] *= 2
-    return Fit(arguments, tuple(window))
+    return Fit(arguments, strided_window(size, divisor))
 
 
 ENCODER = ("input_block.", "downsamples.", "bottleneck.")

@@ -47,3 +47,11 @@ def fit(name: str, size: Sequence[int], *, in_channels: int, out_channels: int, 
 def round_up(size: Sequence[int], step: int) -> tuple[int, ...]:
     """Each axis to the next positive multiple of `step`."""
     return tuple(max(-(-n // step), 1) * step for n in size)
+
+
+def strided_window(size: Sequence[int], divisor: Sequence[int]) -> tuple[int, ...]:
+    """The smallest window over `size` that a U-Net's strides divide, with more than one voxel at the bottleneck."""
+    window = [round_up((n,), step)[0] for n, step in zip(size, divisor, strict=True)]
+    if window == list(divisor):
+        window[list(size).index(max(size))] *= 2
+    return tuple(window)

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from medseg.networks.facts import Facts
-from medseg.networks.fit import Fit, round_up
+from medseg.networks.fit import Fit, strided_window
 from medseg.networks.layers.conv_unet import ConvUNet, Norm, StackedConvBlocks, StackedResidualBlocks, Stages, Style
 
 _FEATURES, _STRIDES, _BLOCKS = (32, 64, 128, 256, 320, 320), (1, 2, 2, 2, 2, 2), (1, 3, 4, 6, 6, 6)
@@ -125,10 +125,7 @@ def fit(size: Sequence[int], *, in_channels: int, out_channels: int, given: Mapp
         arguments["strides"],
         arguments["n_blocks_per_stage"],
     )
-    window = [round_up((n,), step)[0] for n, step in zip(size, stages.divisor, strict=True)]
-    if tuple(window) == stages.divisor:
-        window[size.index(max(size))] *= 2
-    return Fit(arguments, tuple(window))
+    return Fit(arguments, strided_window(size, stages.divisor))
 
 
 ENCODER = ("encoder.",)
