@@ -6,8 +6,9 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -21,19 +22,24 @@ from medseg.inference.suitability import unsuitable
 from medseg.io import geometry
 from medseg.io.discreet import discreet
 from medseg.io.files import case_name
+from medseg.io.patients import PATIENT_TAGS, PatientFacts, told_by_dicom
 from medseg.io.read import GRID_TOLERANCE, read_volume
 from medseg.io.volume import Volume
 
 log = logging.getLogger(__name__)
 
-How = Literal["named", "number", "name", "order", "assumed"]
-"""How a file's phase is known: by --phase, a number such as _0001, a word in its name, its place, or by assumption."""
+Header = Mapping[str, str]
+"""Elements of a DICOM header by their names, empty of another format."""
+
+How = Literal["named", "number", "name", "description", "order", "assumed"]
+"""How a file's phase is known: by --phase, a number such as _0001, a word in its name or in the description of a DICOM
+series, its place, or by assumption."""
 
 _REFERENCES = ("a", "v", "nc")
 _WORDS = {
-    "nc": ("nc", "plain", "unenh", "unenhanced", "native", "noncontrast"),
+    "nc": ("nc", "plain", "unenh", "unenhanced", "native", "nativ", "noncon", "noncontrast", "precontrast"),
     "a": ("art", "arterial", "panc", "pancreatic"),
-    "v": ("ven", "venous", "portal", "pv"),
+    "v": ("ven", "venous", "portal", "portovenous", "pv"),
 }
 _LEAST_SHARE = 0.5  # of the reference's field of view, in every other phase
 _WHOLE = 0.99
@@ -71,12 +77,14 @@ class PhaseVolume(Volume):
         phases: of each channel, None where it is absent.
         reference: channel on whose grid all lie.
         unsuited: what is not as the bundle was trained on, one sentence each.
+        patient: what the headers of DICOM phases say of age and sex.
     """
 
     names: tuple[str, ...] = ()
     phases: tuple[Phase | None, ...] = ()
     reference: int = 0
     unsuited: tuple[str, ...] = ()
+    patient: PatientFacts = field(default_factory=PatientFacts)
 
     @property
     def present(self) -> tuple[bool, ...]:
@@ -100,7 +108,7 @@ def read_phases(
         scan: one file that holds phases along its fourth axis, or one file for each phase that there is.
         spec: of the bundle; its channels are the phases.
         phases: the channel of each file, or of each volume of one file: "CT V" or its last word "V"; empty: by number
-            or words in the files' names, else by their order.
+            or words in the files' names, by words in the descriptions of DICOM series, else by their order.
         align: register each phase rigidly to the reference before it is resampled.
         volume_index: which volume of a 4D file.
         series: see `read_volume`.
@@ -130,6 +138,7 @@ def read_phases(
     first = read(paths[0], (len(named) if named and len(paths) == 1 else None) if alone else 1)
     volumes = _apart(first) if alone else [first, *(read(path, 1) for path in paths[1:])]
     files = paths * len(volumes) if alone else paths
+    headers = [_header(one) for one in volumes]
     told: list[tuple[int, How]]
     if named:
         told = [(channel, "named") for channel in named]
@@ -139,8 +148,8 @@ def read_phases(
         remedy = f"say which ones by --phase, of {', '.join(spec.channels)}"
         raise InputError(paths[0], f"{len(volumes)} volumes; the bundle has {spec.in_channels} phases", remedy)
     else:
-        told = _by_name(files, spec.channels)
-    _check_patients(volumes, files)
+        told = _by_name(files, headers, spec.channels)
+    _check_patients(headers, files)
     warnings = [
         text if alone else f"{file.name}: {text}"
         for file, one in zip(files, volumes, strict=True)
@@ -161,6 +170,7 @@ def read_phases(
         (None,) * spec.in_channels,
         reference,
         unsuited,
+        told_by_dicom(headers[by_channel[reference]]),
     )
     found: list[Phase | None] = [None] * spec.in_channels
     for channel, number in sorted(by_channel.items()):
@@ -197,9 +207,12 @@ def _named(words: Sequence[str], channels: Sequence[str]) -> list[int]:
     return numbers
 
 
-def _by_name(files: Sequence[Path], channels: Sequence[str]) -> list[tuple[int, How]]:
-    """The channel of each file by its name; with none in any of them, their order, or the venous phase for one."""
-    found = [_guess(case_name(file), channels) for file in files]
+def _by_name(files: Sequence[Path], headers: Sequence[Header], channels: Sequence[str]) -> list[tuple[int, How]]:
+    """The channel of each file by its name or description; with none in any of them, their order, or venous for one."""
+    found = [
+        _guess(case_name(file), channels) or _described(header, channels)
+        for file, header in zip(files, headers, strict=True)
+    ]
     if not any(found):
         if len(files) == 1:
             venous = channel_of("v", channels)
@@ -220,10 +233,22 @@ def _guess(name: str, channels: Sequence[str]) -> tuple[int, How] | None:
     """The channel that a file's name tells: a number such as _0001 at its end, or one word for a phase."""
     if (numbered := re.search(r"_(\d{4})$", name)) and int(numbered[1]) < len(channels):
         return int(numbered[1]), "number"
-    words = set(re.split(r"[\W_]+", name.casefold()))
-    kinds = [kind for kind, known in _WORDS.items() if words & set(known)]
-    channel = channel_of(kinds[0], channels) if len(kinds) == 1 else None
+    channel = _spoken(name, channels)
     return None if channel is None else (channel, "name")
+
+
+def _described(header: Header, channels: Sequence[str]) -> tuple[int, How] | None:
+    """The channel that the description of a DICOM series tells; the text itself is kept nowhere."""
+    channel = _spoken(header.get("SeriesDescription", ""), channels)
+    return None if channel is None else (channel, "description")
+
+
+def _spoken(text: str, channels: Sequence[str]) -> int | None:
+    """The channel that a text means by one word for a phase, or by two ("non contrast")."""
+    single = re.split(r"[\W_]+", text.casefold())
+    words = {*single, *(first + second for first, second in pairwise(single))}
+    kinds = [kind for kind, known in _WORDS.items() if words & set(known)]
+    return channel_of(kinds[0], channels) if len(kinds) == 1 else None
 
 
 def _reference(there: Sequence[int], channels: Sequence[str]) -> int:
@@ -236,28 +261,27 @@ def _apart(volume: Volume) -> list[Volume]:
     return [replace(volume, data=volume.data[number : number + 1]) for number in range(len(volume.data))]
 
 
-def _check_patients(volumes: Sequence[Volume], files: Sequence[Path]) -> None:
+def _check_patients(headers: Sequence[Header], files: Sequence[Path]) -> None:
     """Refuse DICOM series that say they are of different patients; who they are stays in the files."""
-    patients = [_patient(one) for one in volumes]
-    known = [(patient, file) for patient, file in zip(patients, files, strict=True) if patient]
+    known = [(one["PatientID"], file) for one, file in zip(headers, files, strict=True) if one.get("PatientID")]
     for patient, file in known[1:]:
         if patient != known[0][0]:
             raise InputError(file, f"of another patient than {known[0][1].name}", "give phases of one examination")
 
 
-def _patient(volume: Volume) -> str:
-    """What tells the patient of a DICOM series from others, as a digest; "" where nothing is known."""
+def _header(volume: Volume) -> Header:
+    """What the first file of a DICOM series says of phase and patient; nothing of another scan."""
     from medseg.io.dicom import opened
 
     origin = volume.source.dicom
     if origin is None:
-        return ""
+        return {}
     import pydicom
 
+    tags = ["SeriesDescription", "PatientID", *PATIENT_TAGS]
     with discreet(), opened(volume.source.path) as root:
-        header = pydicom.dcmread(root / origin.files[0], specific_tags=["PatientID"], stop_before_pixels=True)
-    identity = str(header.get("PatientID", "")).strip()
-    return hashlib.sha256(identity.encode()).hexdigest() if identity else ""
+        found = pydicom.dcmread(root / origin.files[0], specific_tags=tags, stop_before_pixels=True)
+        return {tag: str(found.get(tag) or "").strip() for tag in tags}
 
 
 def _lay(volume: Volume, still: Volume, phase: Phase, file: Path, target: NDArray[np.float32], *, align: bool) -> Phase:

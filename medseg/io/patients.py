@@ -1,12 +1,15 @@
-"""patients.csv: age, sex and, where it is known, the class of each case."""
+"""Age, sex and, where it is known, the class of a patient: from patients.csv, a user's words or a DICOM header."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 from medseg.errors import InputError, UsageError
@@ -16,6 +19,9 @@ SEXES = ("male", "female", "unknown")
 """A sex's number is its place."""
 
 AGES = (0.0, 120.0)
+PATIENT_TAGS = ("PatientAge", "PatientBirthDate", "PatientSex", "StudyDate")
+"""Elements of a DICOM header that `told_by_dicom` reads."""
+_DAYS_IN = {"Y": 365.25, "M": 365.25 / 12, "W": 7.0, "D": 1.0}
 _WORDS = {"": 2, "unknown": 2, "male": 0, "m": 0, "female": 1, "f": 1}
 
 
@@ -34,6 +40,12 @@ class PatientFacts:
     sex: int = 2
     code: str = ""
     remarks: tuple[str, ...] = ()
+
+    def completed(self, other: PatientFacts) -> PatientFacts:
+        """The same, with age and sex of another source where they are unknown."""
+        return replace(
+            self, age=other.age if math.isnan(self.age) else self.age, sex=other.sex if self.sex == 2 else self.sex
+        )
 
 
 def read_patients(path: Path, *, classes: bool = False) -> dict[str, PatientFacts]:
@@ -126,6 +138,24 @@ def told_facts(age: str | float | None, sex: str | None) -> PatientFacts:
     if number is None:
         raise UsageError("--sex", f"{sex!r} is not known", "use F or M, or leave it out if unknown")
     return PatientFacts(years, number)
+
+
+def told_by_dicom(header: Mapping[str, str]) -> PatientFacts:
+    """What a DICOM header says of a patient; an age of 0 years, which some programs write for none, is unknown.
+
+    Args:
+        header: `PATIENT_TAGS` by name; PatientAge as "063Y", dates as YYYYMMDD.
+    """
+    told = re.fullmatch(r"(\d{1,3})([YMWD])", header.get("PatientAge", "").strip().upper())
+    age = math.nan
+    if told:
+        age = int(told[1]) * _DAYS_IN[told[2]] / _DAYS_IN["Y"]
+    else:
+        with suppress(ValueError):
+            born, seen = (datetime.strptime(header.get(tag, ""), "%Y%m%d") for tag in ("PatientBirthDate", "StudyDate"))
+            age = (seen - born).days / _DAYS_IN["Y"]
+    sex = sex_of(header.get("PatientSex"))
+    return PatientFacts(age if AGES[0] < age <= AGES[1] else math.nan, 2 if sex is None else sex)
 
 
 def age_of(text: str | None) -> float | None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import Dataset
 
 from medseg.bundles.spec import BundleSpec, Suitability
 from medseg.errors import InputError, UsageError
 from medseg.inference.phases import read_phases
 from medseg.inference.register import register, resample_to
+from medseg.io.patients import told_facts
 from medseg.phantom.pancreas import Case, Options, make_case
 from tests.builders import save_scan, tiny_spec
+from tests.dicom_builders import write_series
 
 NAMES = ("CT NC", "CT A", "CT V")
 
@@ -68,6 +72,42 @@ def test_phases_are_known_by_option_by_name_by_number_or_by_order(case: Case, fi
     alone = read_phases(tmp_path / "scan.nii.gz", spec())
     assert alone.present == (False, False, True)
     assert "taken for CT V" in alone.source.warnings[0]
+
+
+def test_dicom_series_tell_their_phase_and_the_patients_age_and_sex(case: Case, tmp_path: Path) -> None:
+    def series(name: str, description: str, **elements: str) -> Path:
+        def change(dataset: Dataset, _slice: int) -> None:
+            dataset.SeriesDescription = description
+            for tag, value in elements.items():
+                setattr(dataset, tag, value)
+
+        write_series(
+            tmp_path / name,
+            case.phases[0].astype(np.int16),
+            case.grid.affine,
+            modality="CT",
+            change=change,
+            study="1.2.3",
+        )
+        return tmp_path / name
+
+    known = {"PatientAge": "071Y", "PatientSex": "M"}
+    found = read_phases(
+        [series("one", "Abdomen portal venous 3.0", **known), series("two", "Non-Contrast 3.0", **known)], spec()
+    )
+    assert found.present == (True, False, True)
+    assert {phase.how for phase in found.phases if phase} == {"description"}
+    assert (found.patient.age, found.patient.sex) == (71, 0)
+    assert not any("71" in text or "portal" in text for text in found.source.warnings)
+
+    born = read_phases(series("three", "thin"), spec()).patient  # 11 March 1957 to 1 January 2020
+    assert born.age == pytest.approx(62.81, abs=0.01)
+    assert born.sex == 1
+    said = told_facts("40", None).completed(born)
+    assert (said.age, said.sex) == (40, 1)
+    unknown = read_phases(series("four", "thin", PatientAge="000Y", PatientSex="O"), spec()).patient
+    assert math.isnan(unknown.age)
+    assert unknown.sex == 2
 
 
 def test_another_grid_is_resampled_to_the_references(case: Case, files: Path) -> None:
