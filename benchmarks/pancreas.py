@@ -39,6 +39,8 @@ TARGETS = (
     ("Dice of the pancreas", ALL, ("dice", "organ"), 0.90),
     ("patients with a lesion found", ALL, ("lesion", "sensitivity"), 0.95),
     ("patients without a lesion left alone", ALL, ("lesion", "specificity"), 0.90),
+    ("patients with a lesion named ill", ALL, ("lesion", "sensitivity_of_the_class"), 0.95),
+    ("patients without a lesion named healthy", ALL, ("lesion", "specificity_of_the_class"), 0.90),
     ("accuracy, V only", "only_v", ("accuracy", "value"), 0.55),
 )
 
@@ -232,8 +234,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         "data, not for clinical use.",
         "",
         "| condition | accuracy | balanced accuracy | mean AUC | Dice pancreas | Dice lesion | lesion found "
-        "| none there, none found | contradictions |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| none there, none found | ill named ill | healthy named healthy | contradictions |",
+        f"| {' | '.join(['---'] * 11)} |",
     ]
     for name, figures in conditions.items():
         title = "baseline: largest lesion of the S-path alone" if name == BASELINE else CONDITIONS[name][1]
@@ -241,7 +243,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         cells = [
             *(interval(figures[key]) for key in ("accuracy", "balanced_accuracy", "mean_auc")),
             *(number(figures["dice"][key]) for key in ("organ", "lesion")),
-            *(number(lesion[key]) for key in ("sensitivity", "specificity")),
+            *(number(lesion[key + of]) for of in ("", "_of_the_class") for key in ("sensitivity", "specificity")),
             "-" if name == BASELINE else str(figures["flags"]["disagreement"]),
         ]
         lines.append(f"| {title} | {' | '.join(cells)} |")
@@ -249,7 +251,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         if blind is not None:
             cells = [interval(blind[key]) for key in ("accuracy", "balanced_accuracy", "mean_auc")]
             title = "the same, age and sex unknown" if name == ALL else f"{title}, age and sex unknown"
-            lines.append(f"| {title} | {' | '.join(cells)} | | | | | |")
+            lines.append(f"| {title} | {' | '.join(cells)} {'| ' * 8}")
     best = found["ceilings"]
     lines += ["", "| what age and sex are worth | accuracy |", "| --- | --- |"]
     for name, figures in conditions.items():

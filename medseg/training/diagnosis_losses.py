@@ -16,7 +16,10 @@ _POSITIVE_WEIGHT = 3.0
 
 
 def segmentation_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Cross-entropy with weighted classes, plus one minus the mean Dice of organ and lesion over the batch.
+    """Cross-entropy with weighted classes, plus one minus the mean Dice of organ and lesion.
+
+    The Dice of each structure is the mean over the patients who have it: in one Dice over the batch a small lesion
+    beside a large one counts for next to nothing, and is then not found.
 
     Args:
         logits: (B, 3, D, H, W): background, organ, lesion.
@@ -26,8 +29,10 @@ def segmentation_loss(logits: Tensor, label: Tensor) -> Tensor:
     probabilities = logits.softmax(dim=1)
     dice = []
     for value in range(1, logits.shape[1]):
-        found, wanted = probabilities[:, value], (label == value).to(logits.dtype)
-        dice.append((2 * (found * wanted).sum() + 1) / (found.sum() + wanted.sum() + 1))
+        found, wanted = probabilities[:, value].flatten(1), (label == value).to(logits.dtype).flatten(1)
+        both = (2 * (found * wanted).sum(dim=1) + 1) / (found.sum(dim=1) + wanted.sum(dim=1) + 1)
+        there = wanted.any(dim=1)
+        dice.append((both * there).sum() / there.sum() if bool(there.any()) else both.mean())
     return entropy + 1 - torch.stack(dice).mean()
 
 

@@ -22,6 +22,28 @@ def test_segmentation_by_hand() -> None:
     assert float(segmentation_loss(logits, label)) == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_small_lesion_counts_as_much_as_a_large_one() -> None:
+    label = torch.zeros(3, 4, 4, 4, dtype=torch.int64)  # the third patient has none
+    label[0, 0, 0, 0] = 2
+    label[1, 1:] = 2
+
+    def cost(*missed: int) -> float:
+        found = label.clone()
+        for patient in missed:
+            found[patient][found[patient] == 2] = 0
+        logits = 40.0 * torch.nn.functional.one_hot(found, 3).movedim(-1, 1)
+        return float(segmentation_loss(logits, label)) - entropy(logits)
+
+    def entropy(logits: torch.Tensor) -> float:
+        weight = torch.tensor([0.2, 1.0, 2.0])
+        return float(torch.nn.functional.cross_entropy(logits, label, weight=weight))
+
+    # Without it a Dice of 1 / (0 + voxels + 1) is left of each, halved by the other patient and by the organ.
+    assert cost(0) - cost() == pytest.approx((1 - 1 / 2) / 4, abs=1e-5)
+    assert cost(1) - cost() == pytest.approx((1 - 1 / 49) / 4, abs=1e-5)
+    assert cost(0, 1) - cost() == pytest.approx((2 - 1 / 2 - 1 / 49) / 4, abs=1e-5)
+
+
 def test_a_perfect_segmentation_costs_nothing() -> None:
     label = torch.randint(0, 3, (2, 4, 4, 4))
     logits = 40.0 * torch.nn.functional.one_hot(label, 3).movedim(-1, 1)
