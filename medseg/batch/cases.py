@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from medseg.batch.manifest import read_manifest
 from medseg.errors import InputError, UsageError
-from medseg.io.files import case_name, split_suffix
+from medseg.io.files import VOLUME_SUFFIXES, case_name, split_suffix
 from medseg.io.series import is_dicom
 
 SCAN_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".hdr.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".zip")
@@ -19,6 +19,8 @@ SCAN_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".hdr.gz", ".mha", ".mhd", ".nrrd", 
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 _RESULT = re.compile("_seg(_rtstruct)?$")
+_RESULTS = ("_seg", "_seg_probabilities", "_seg_uncertainty", "_seg_uncertainty_mi", "_seg_evidence")
+_LABEL = "_label"
 _NAMED = 3
 
 
@@ -92,21 +94,22 @@ def find_cases(
         kept = [file for file in found if named or not _is_output(file.path)]
         left_out += len(found) - len(kept)
         files += kept
-    # A shell expands *.nii.gz to scans and their segmentations alike.
-    scans = {(file.path.parent, split_suffix(file.path)[0]) for file in files}
-    plain = [file for file in files if not _is_output(file.path) or _scan_of(file.path) not in scans]
+    # A shell expands *.nii.gz to scans, their segmentations and their label maps alike.
+    scans = {(file.path.parent, stem) for file in files for stem in _stems(file.path)}
+    plain = [file for file in files if _scan_of(file.path) not in scans]
     left_out += len(files) - len(plain)
     cases += _grouped(plain, channels, partial=partial) if channels > 1 else [_single(file) for file in plain]
     if not cases:
         seen = ", ".join(str(one) for one in inputs[:_NAMED])
-        more = f" ({left_out} files *_seg are results, not scans)" if left_out else ""
+        more = f" ({left_out} files *_seg and *_label are results, not scans)" if left_out else ""
         raise InputError(
             seen, f"no scan found ({', '.join(SCAN_SUFFIXES)}, DICOM){more}", "check the path, or add --recursive"
         )
     cases, notes = _without_repeats(cases)
     _check_names(cases)
     if left_out:
-        notes.append(f"{left_out} file{'s' if left_out > 1 else ''} named *_seg left out: results, not scans")
+        files_named = f"{left_out} file{'s' if left_out > 1 else ''} named *_seg or *_label"
+        notes.append(f"{files_named} left out: results, not scans")
     return Found(tuple(cases), tuple(notes))
 
 
@@ -220,15 +223,34 @@ def _is_scan(path: Path) -> bool:
     return split_suffix(path)[1].lower() in SCAN_SUFFIXES and not path.name.startswith(".")
 
 
+def label_map_of(scan: Path) -> Path | None:
+    """The label map beside a scan that is called as the scan, or as its case: CASE_label.nii.gz; None without one."""
+    for stem in _stems(scan):
+        for suffix in VOLUME_SUFFIXES:
+            if (found := scan.with_name(f"{stem}{_LABEL}{suffix}")).is_file():
+                return found
+    return None
+
+
 def _is_output(path: Path) -> bool:
     """Whether the name is one that medseg gives to its results."""
     stem, suffix = split_suffix(path)
-    return suffix.lower() in {".nii", ".nii.gz"} and stem.endswith(("_seg", "_seg_probabilities"))
+    return suffix.lower() in {".nii", ".nii.gz"} and stem.endswith(_RESULTS)
 
 
-def _scan_of(path: Path) -> tuple[Path, str]:
-    """Folder and name of the scan that a result belongs to."""
-    return path.parent, split_suffix(path)[0].removesuffix("_probabilities").removesuffix("_seg")
+def _scan_of(path: Path) -> tuple[Path, str] | None:
+    """Folder and name of the scan that a result or a label map belongs to; None of any other file."""
+    stem = split_suffix(path)[0]
+    endings = (*_RESULTS, _LABEL) if _is_output(path) else (_LABEL,)
+    ending = next((one for one in endings if stem.endswith(one)), None)
+    return None if ending is None else (path.parent, stem.removesuffix(ending))
+
+
+def _stems(scan: Path) -> list[str]:
+    """What the files of a scan are called after: its name, and that of its case where it is one channel of several."""
+    stem = case_name(scan)
+    numbered = _CHANNEL.fullmatch(stem)
+    return [stem, numbered[1]] if numbered else [stem]
 
 
 def _single(file: _File) -> Case:

@@ -113,6 +113,7 @@ class Planner:
             labels_path(self.output, case.name),
             probabilities=self.settings.probabilities,
             uncertainty=self.settings.uncertainty,
+            evidence=self.settings.evidence,
             dicom_seg=self.settings.dicom_seg,
             rtstruct=self.settings.rtstruct,
         )

@@ -197,7 +197,11 @@ def _check(bundle: Ensemble, settings: Settings, workers: Workers) -> bool:
     from medseg.inference.run import check_diagnosing
 
     diagnoses = check_diagnosing(
-        bundle, align=settings.align, patient=settings.metadata is not None, backend=settings.backend
+        bundle,
+        align=settings.align,
+        patient=settings.metadata is not None,
+        evidence=settings.evidence,
+        backend=settings.backend,
     )
     for one in (member.bundle for member in bundle.members):
         if one.weights is None:

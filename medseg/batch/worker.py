@@ -59,6 +59,7 @@ class Settings:
     assign_uids: bool = False
     metadata: str | None = None
     align: bool = False
+    evidence: bool = False
 
     def computing(self) -> dict[str, Any]:
         """What `infer` takes of it, by name."""
@@ -83,7 +84,7 @@ class Key:
         decide whether a scan is computed and not what comes out.
         """
         asked = {name: value for name, value in asdict(settings).items() if name not in {"device", "force", "trust"}}
-        for name in ("series", "assign_uids", "metadata", "align"):
+        for name in ("series", "assign_uids", "metadata", "align", "evidence"):
             if not asked[name]:  # results of versions without these options stand
                 del asked[name]
         configs = sha256_of_files(bundle.configs())
@@ -149,6 +150,7 @@ class Worker:
             labels_path(self.output, case.name),
             probabilities=self.settings.probabilities,
             uncertainty=self.settings.uncertainty,
+            evidence=self.settings.evidence,
             dicom_seg=self.settings.dicom_seg,
             rtstruct=self.settings.rtstruct,
         )

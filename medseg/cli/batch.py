@@ -62,6 +62,10 @@ def batch(
     trust: Trust = False,
     metadata: Metadata = None,
     register: Register = False,
+    evidence: Annotated[
+        bool,
+        typer.Option("--evidence", help="Also write where the class named sees its evidence: bundles that diagnose."),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Go on with scans that are not what the bundle was trained on.")
     ] = False,
@@ -146,6 +150,7 @@ def batch(
                 assign_uids,
                 metadata=None if metadata is None else str(metadata.absolute()),
                 align=register,
+                evidence=evidence,
             ),
             workers=Workers(engine, workers, address, cpus_per_actor),
             recursive=recursive,

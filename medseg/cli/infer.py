@@ -63,6 +63,13 @@ def infer(
             help="Also write how sure each voxel is, 0 to 1, to this file (.nii.gz, .nii), and score the case."
         ),
     ] = None,
+    evidence: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write where the class named sees its evidence, 0 to 1, to this file (.nii.gz, .nii), for a "
+            "bundle that diagnoses."
+        ),
+    ] = None,
     statistics: Annotated[
         Path | None, typer.Option(help="Also write the measurements as a table to this CSV file.")
     ] = None,
@@ -133,6 +140,7 @@ def infer(
         probabilities=probabilities,
         statistics=statistics,
         uncertainty=uncertainty,
+        evidence=evidence,
         dicom_seg=dicom_seg,
         rtstruct=rtstruct,
     )
@@ -154,6 +162,7 @@ def infer(
             tta=tta,
             probabilities=probabilities,
             uncertainty=uncertainty is not None,
+            evidence=evidence is not None,
             force=force,
             volume_index=volume,
             series=series,

@@ -29,7 +29,8 @@ from medseg.inference.diagnosis import (
 )
 from medseg.inference.phases import PhaseVolume
 from medseg.inference.preprocess import Case
-from medseg.inference.record import DiagnosisRecord, DiameterRecord, FindingRecord, PhaseRecord
+from medseg.inference.record import DiagnosisRecord, DiameterRecord, EvidenceRecord, FindingRecord, PhaseRecord
+from medseg.inference.register import resample_to
 from medseg.io.geometry import Affine, world
 from medseg.io.patients import PatientFacts
 from medseg.networks.mdpformer import UNKNOWN_SEX, MDPFormer
@@ -44,12 +45,15 @@ class Answer:
         labels: (X, Y, Z) with a lesion's voxels labelled by its type: class number + 1.
         names: of the label values.
         warnings: one sentence each.
+        evidence: (X, Y, Z) float32 when asked for, else None: where the most probable class sees its evidence, 0 to 1,
+            and 0 outside of the region that was classified.
     """
 
     record: DiagnosisRecord
     labels: NDArray[np.integer]
     names: Mapping[int, str]
     warnings: list[str]
+    evidence: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class Diagnosing:
         probabilities: NDArray[np.float32],
         patient: PatientFacts,
         device: torch.device,
+        *,
+        evidence: bool = False,
     ) -> Answer:
         """Classify the patient from the region around the organ, and measure the lesions.
 
@@ -98,17 +104,19 @@ class Diagnosing:
             case: the same, preprocessed.
             labels: (X, Y, Z): 0 background, 1 organ, 2 lesion.
             probabilities: (3, X, Y, Z).
-            patient: age and sex.
+            patient: age and sex as the user knows them; the scan's header tells what is unknown there.
             device: where the network is.
+            evidence: also make the evidence map.
         """
         flags: list[Any] = []
         centre = largest_centre(labels > 0, volume.affine, case.grid.affine)
         if centre is None:
             flags.append("organ_not_found")
             centre = [size // 2 for size in case.image.shape[1:]]
-        told = PatientData(patient.age, patient.sex, volume.present)
+        facts = patient.completed(volume.patient)
+        told = PatientData(facts.age, facts.sex, volume.present)
         network = self.network.to(device)
-        known, blind = classify(case.image, centre, network, self.spec, told, device)
+        known, blind, seen = classify(case.image, centre, network, self.spec, told, device)
         codes = list(self.classes)
         kind = 1 + int(known[1:].argmax())
         names = typed_labels(self.spec, codes)
@@ -125,20 +133,26 @@ class Diagnosing:
         organ_ml, lesion_ml = (voxel_ml * int(np.count_nonzero(mask)) for mask in (organ, lesion))
         if disagree(known, lesion_ml):
             flags.append("disagreement")
-        named = codes[int(known.argmax())]
+        number = int(known.argmax())
+        shown_there = None
+        if evidence:
+            shown_there = on_grid(seen[number], centre, self.spec.roi_size, case.grid.affine, volume)
         record = DiagnosisRecord(
-            named=named,
+            named=codes[number],
             classes=dict(self.classes),
             probabilities=_by_class(known, codes),
             probabilities_without_metadata=_by_class(blind, codes),
             phases=tuple(_phase_records(volume)),
-            missing=tuple(_missing(volume, patient)),
+            missing=tuple(_missing(volume, facts)),
+            from_header=tuple(_from_header(patient, facts)),
             organ_ml=round(organ_ml, 3),
             lesion_ml=round(lesion_ml, 3),
             findings=tuple(_finding_record(one, codes[kind]) for one in findings),
             flags=tuple(flags),
+            evidence=None if shown_there is None else _evidence_record(shown_there, codes[number]),
         )
-        return Answer(record, typed, names, [*patient.remarks, *_warnings(record, self.spec.labels[ORGAN])])
+        warnings = [*patient.remarks, *_warnings(record, self.spec.labels[ORGAN], healthy=codes[0])]
+        return Answer(record, typed, names, warnings, shown_there)
 
 
 def without_absent(case: Case, present: Sequence[bool]) -> Case:
@@ -161,6 +175,38 @@ def largest_centre(mask: NDArray[np.bool_], affine: Affine, model: Affine) -> li
     largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
     middle = world(affine, np.argwhere(parts == largest).mean(axis=0))
     return [round(float(index)) for index in world(np.asarray(np.linalg.inv(model), dtype=np.float64), middle)]
+
+
+def on_grid(
+    evidence: NDArray[np.float32],
+    centre: Sequence[int],
+    roi_size: Sequence[int],
+    model: Affine,
+    volume: PhaseVolume,
+) -> NDArray[np.float32]:
+    """The evidence of a class on the scan's own grid, linear between the middles of the region's coarse voxels.
+
+    Args:
+        evidence: (D, H, W), 0 to 1, on the region that was classified.
+        centre: voxel of the model grid in its middle.
+        roi_size: its voxels of the model grid.
+        model: affine of the model grid.
+        volume: the scan.
+
+    Returns:
+        (X, Y, Z) float32, 0 outside of the region.
+    """
+    size = np.array(roi_size)
+    step = size / np.array(evidence.shape)
+    coarse = np.diag([*step, 1.0])
+    coarse[:3, 3] = np.array(centre) - size // 2 + (step - 1) / 2
+    found = resample_to(evidence, model @ coarse, volume.shape, volume.affine, outside=0.0)
+    return found.clip(0.0, 1.0)
+
+
+def _evidence_record(evidence: NDArray[np.float32], code: str) -> EvidenceRecord:
+    x, y, z = (int(index) for index in np.unravel_index(int(evidence.argmax()), evidence.shape))
+    return EvidenceRecord(stands_for=code, highest=round(float(evidence[x, y, z]), 4), peak_voxel=(x, y, z))
 
 
 def _by_class(values: NDArray[np.float32], codes: Sequence[str]) -> dict[str, float]:
@@ -195,6 +241,13 @@ def _missing(volume: PhaseVolume, patient: PatientFacts) -> list[str]:
     return [*absent, *(["age"] if math.isnan(patient.age) else []), *(["sex"] if patient.sex == UNKNOWN_SEX else [])]
 
 
+def _from_header(said: PatientFacts, known: PatientFacts) -> list[str]:
+    """What of age and sex the user did not say and the scan's header told."""
+    age = math.isnan(said.age) and not math.isnan(known.age)
+    sex = said.sex == UNKNOWN_SEX and known.sex != UNKNOWN_SEX
+    return [*(["age"] if age else []), *(["sex"] if sex else [])]
+
+
 def _finding_record(finding: Finding, kind: str) -> FindingRecord:
     diameters = tuple(
         DiameterRecord(**asdict(one) | {"longest_mm": round(one.longest_mm, 1), "short_mm": round(one.short_mm, 1)})
@@ -214,8 +267,8 @@ def _finding_record(finding: Finding, kind: str) -> FindingRecord:
     )
 
 
-def _warnings(record: DiagnosisRecord, organ: str) -> list[str]:
-    """The flags in words."""
+def _warnings(record: DiagnosisRecord, organ: str, *, healthy: str) -> list[str]:
+    """The flags in words, and what the evidence map cannot show."""
     found = []
     if "organ_not_found" in record.flags:
         found.append(f"no {organ} was found; the middle of the scan was classified")
@@ -223,4 +276,8 @@ def _warnings(record: DiagnosisRecord, organ: str) -> list[str]:
         found.append(f"class {record.named}, but a lesion of {record.lesion_ml:.1f} ml was segmented: look again")
     elif "disagreement" in record.flags:
         found.append(f"class {record.named}, but no lesion was segmented: look again")
+    if record.evidence is not None and record.named == healthy:
+        found.append(
+            f"the evidence map stands for {healthy}, which has no lesion: it was not trained and shows nothing"
+        )
     return found

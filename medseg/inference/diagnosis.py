@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import label as connected_parts
 from torch import Tensor, nn
 
+from medseg.bundles.diagnosis import patient_classes
 from medseg.bundles.load import Bundle
 from medseg.bundles.spec import BundleSpec
 from medseg.evaluation.findings import LESION_ML
@@ -62,6 +64,21 @@ class PatientDiagnosis:
     flags: tuple[str, ...]
 
 
+class Classified(NamedTuple):
+    """What the C-path says of a patient.
+
+    Attributes:
+        known: (classes,) probabilities with all that is known.
+        blind: (classes,) probabilities with age and sex unknown.
+        evidence: (classes, D, H, W) float32, 0 to 1: where in the region each class sees its evidence, with all that is
+            known. Its voxels divide the region evenly.
+    """
+
+    known: NDArray[np.float32]
+    blind: NDArray[np.float32]
+    evidence: NDArray[np.float32]
+
+
 @torch.inference_mode()
 def diagnose(
     image: Tensor, network: MDPFormer, spec: BundleSpec, patient: PatientData, device: torch.device
@@ -104,7 +121,8 @@ def diagnose(
     flags = [] if centre else ["organ_not_found"]
     centre = centre or centre_of(np.ones(labels.shape, dtype=bool)) or (0, 0, 0)
 
-    known, blind = classify(image, centre, network, spec, replace(patient, phases=tuple((there > 0).tolist())), device)
+    told = replace(patient, phases=tuple((there > 0).tolist()))
+    known, blind, _ = classify(image, centre, network, spec, told, device)
     voxel_ml = math.prod(spec.spacing or (1.0, 1.0, 1.0)) / 1000
     organ_ml, lesion_ml = (voxel_ml * int((labels == value).sum()) for value in (ORGAN, LESION))
     if disagree(known, lesion_ml):
@@ -121,8 +139,8 @@ def classify(
     spec: BundleSpec,
     patient: PatientData,
     device: torch.device,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The probabilities of the classes (classes,): with all that is known, and with age and sex unknown.
+) -> Classified:
+    """Classify a patient twice: with all that is known, and with age and sex unknown.
 
     Args:
         image: (C, X', Y', Z'), preprocessed; what an absent phase holds has no effect.
@@ -137,7 +155,8 @@ def classify(
     ages, sexes = torch.tensor([patient.age, math.nan]), torch.tensor([patient.sex, UNKNOWN_SEX])
     found = network(region.expand(2, -1, -1, -1, -1), ages.to(device), sexes.to(device), there.expand(2, -1).to(device))
     known, blind = found.class_logits.float().softmax(dim=1).cpu().numpy()
-    return known, blind
+    evidence: NDArray[np.float32] = found.mask_logits[0].float().sigmoid().cpu().numpy()
+    return Classified(known, blind, evidence)
 
 
 def disagree(probabilities: NDArray[np.floating], lesion_ml: float) -> bool:
@@ -151,12 +170,7 @@ def classes_of(bundle: Bundle) -> dict[str, str]:
 
     Empty for a bundle that segments only.
     """
-    described = bundle.metadata.get("diagnosis")
-    classes = described.get("classes") if isinstance(described, dict) else None
-    wanted = bundle.spec.network_args.get("patient_classes")
-    if bundle.spec.network != "mdpformer" or not isinstance(classes, dict) or len(classes) != wanted:
-        return {}
-    return {str(code): str(name) for code, name in classes.items()}
+    return patient_classes(bundle.spec, bundle.metadata)
 
 
 def typed_labels(spec: BundleSpec, codes: Sequence[str]) -> dict[int, str]:

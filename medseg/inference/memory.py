@@ -49,6 +49,7 @@ def memory_plan(
     flips: int | Sequence[int] = 1,
     probabilities: bool = False,
     uncertainty: bool = False,
+    evidence: bool = False,
 ) -> MemoryPlan:
     """Plan the memory of a case.
 
@@ -59,6 +60,7 @@ def memory_plan(
         flips: passes over the volume; for several members, of each.
         probabilities: whether the probabilities are kept.
         uncertainty: whether maps of uncertainty are made.
+        evidence: whether an evidence map is made, of which there are three copies while it is resampled.
     """
     counts = [flips] * len(specs) if isinstance(flips, int) else list(flips)
     several = sum(counts) > 1
@@ -93,5 +95,5 @@ def memory_plan(
         sums=total(sums) + held,
         windows=total(windows) + max(features),
         planes=total(planes),
-        outputs=voxels * (2 + 4 * (classes * probabilities + uncertainty + (uncertainty and several))),
+        outputs=voxels * (2 + 4 * (classes * probabilities + uncertainty + (uncertainty and several) + 3 * evidence)),
     )

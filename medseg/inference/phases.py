@@ -160,7 +160,7 @@ def read_phases(
     unsuited = tuple(dict.fromkeys(found for one in volumes for found in unsuitable(one, spec)))
     source = replace(first.source, sha256=digest.hexdigest(), warnings=tuple(dict.fromkeys(warnings)))
     by_channel = {channel: number for number, (channel, _) in enumerate(told)}
-    reference = _reference(list(by_channel), spec.channels)
+    reference = reference_of(list(by_channel), spec.channels)
     still = volumes[by_channel[reference]]
     whole = PhaseVolume(
         np.full((spec.in_channels, *still.shape), AIR_HU, dtype=np.float32),
@@ -192,6 +192,18 @@ def channel_of(word: str, channels: Sequence[str]) -> int | None:
         if word and word in (name.casefold(), name.casefold().split()[-1]):
             return number
     return None
+
+
+def channel_in_name(name: str, channels: Sequence[str]) -> int | None:
+    """The channel that a file's name without suffix tells, by a number such as _0001 or a word; None: it tells none."""
+    found = _guess(name, channels)
+    return None if found is None else found[0]
+
+
+def reference_of(there: Sequence[int], channels: Sequence[str]) -> int:
+    """The channel on whose grid all lie: the first of arterial, venous and unenhanced that is there."""
+    preferred = [channel_of(kind, channels) for kind in _REFERENCES]
+    return next((channel for channel in preferred if channel in there and channel is not None), min(there))
 
 
 def _named(words: Sequence[str], channels: Sequence[str]) -> list[int]:
@@ -249,11 +261,6 @@ def _spoken(text: str, channels: Sequence[str]) -> int | None:
     words = {*single, *(first + second for first, second in pairwise(single))}
     kinds = [kind for kind, known in _WORDS.items() if words & set(known)]
     return channel_of(kinds[0], channels) if len(kinds) == 1 else None
-
-
-def _reference(there: Sequence[int], channels: Sequence[str]) -> int:
-    preferred = [channel_of(kind, channels) for kind in _REFERENCES]
-    return next((channel for channel in preferred if channel in there and channel is not None), min(there))
 
 
 def _apart(volume: Volume) -> list[Volume]:

@@ -144,7 +144,9 @@ class PhaseRecord(_Strict):
 
     name: str = Field(description="The bundle's channel.")
     file: str = Field(description="Without its folder.")
-    known_by: str = Field(description="named (--phase), number or name of the file, order, or assumed.")
+    known_by: str = Field(
+        description="named (--phase), number or name of the file, description of the DICOM series, order, or assumed."
+    )
     reference: bool = Field(description="All phases and the label map lie on its grid.")
     resampled: bool
     covered: float = Field(description="Share of the reference's field of view that it covers.")
@@ -183,6 +185,14 @@ class FindingRecord(_Strict):
     contrast_hu: dict[str, float] = Field(description="Mean of the lesion less mean of the organ in each phase.")
 
 
+class EvidenceRecord(_Strict):
+    """The evidence map: where in the scan the network sees what speaks for a class, 0 to 1."""
+
+    stands_for: str = Field(description="Code of the class, the most probable one.")
+    highest: float = Field(description="Largest value of the map.")
+    peak_voxel: tuple[int, int, int] = Field(description="Where it is.")
+
+
 class DiagnosisRecord(_Strict):
     """The class of the patient, and what it rests on."""
 
@@ -192,12 +202,14 @@ class DiagnosisRecord(_Strict):
     probabilities_without_metadata: dict[str, float] = Field(description="With age and sex unknown.")
     phases: tuple[PhaseRecord, ...]
     missing: tuple[str, ...] = Field(description="Phases that are absent, and age and sex where they are unknown.")
+    from_header: tuple[str, ...] = Field((), description="Of age and sex, what the DICOM header told.")
     organ_ml: float = Field(description="The lesion not included.")
     lesion_ml: float
     findings: tuple[FindingRecord, ...] = Field(description="Of 0.3 ml or more, the largest first.")
     flags: tuple[Literal["organ_not_found", "disagreement"], ...] = Field(
         description="Reasons for a second look; disagreement: a lesion in a patient named healthy, or none in another."
     )
+    evidence: EvidenceRecord | None = Field(None, description="When asked for; outputs.evidence names the file.")
 
 
 class Record(_Strict):

@@ -106,8 +106,10 @@ def resample_to(
     shape: tuple[int, int, int],
     wanted: Affine,
     rigid: Rigid | None = None,
+    *,
+    outside: float = AIR_HU,
 ) -> NDArray[np.float32]:
-    """A scan on another grid, linear; `AIR_HU` where it was not scanned.
+    """A scan on another grid, linear.
 
     Args:
         moving: (X', Y', Z').
@@ -115,6 +117,7 @@ def resample_to(
         shape: of the wanted grid.
         wanted: affine of the wanted grid.
         rigid: from places on the wanted grid to the same places in the scan; None: the scanner's coordinates agree.
+        outside: value where it was not scanned.
 
     Returns:
         `shape`, float32.
@@ -135,7 +138,7 @@ def resample_to(
     method.SetOutputOrigin(origin)
     method.SetTransform(transform)
     method.SetInterpolator(sitk.sitkLinear)
-    method.SetDefaultPixelValue(AIR_HU)
+    method.SetDefaultPixelValue(outside)
     found = method.Execute(as_image(moving, affine))
     return np.ascontiguousarray(sitk.GetArrayFromImage(found).T, dtype=np.float32)
 

@@ -77,6 +77,8 @@ class Result:
         uncertainty: (X, Y, Z) float32 when asked for, else None: entropy of each voxel, 0 (sure) to 1.
         mutual_information: (X, Y, Z) float32, the part of it that comes from the disagreement of several passes; None
             for a single pass.
+        evidence: (X, Y, Z) float32 when asked for, else None: where the most probable class of a patient sees its
+            evidence, 0 to 1; 0 outside of the region that was classified.
         codes: of the labels for which the bundle states one.
     """
 
@@ -89,6 +91,7 @@ class Result:
     volume: Volume
     uncertainty: NDArray[np.float32] | None = None
     mutual_information: NDArray[np.float32] | None = None
+    evidence: NDArray[np.float32] | None = None
     codes: Mapping[int, LabelCode] = field(default_factory=dict)
 
     def with_outputs(self, written: Mapping[str, str]) -> Result:
@@ -116,6 +119,7 @@ def infer(
     tta: bool = False,
     probabilities: bool = False,
     uncertainty: bool = False,
+    evidence: bool = False,
     force: bool = False,
     volume_index: int | None = None,
     series: str | None = None,
@@ -142,6 +146,7 @@ def infer(
         tta: average over flips along the axes that the bundle allows.
         probabilities: keep the probability of each class on the scan's grid.
         uncertainty: also work out how sure each voxel is, and a score of the case.
+        evidence: for a bundle that diagnoses: also make a map of where the most probable class sees its evidence.
         force: go on with a scan that is not what the bundle was trained on; the record keeps the warning.
         volume_index: which volume of a 4D file, for a bundle of one channel.
         series: which series of a DICOM folder or archive, see `read_volume`.
@@ -153,7 +158,7 @@ def infer(
         precision: fp32 or bf16; auto: on the CPU bf16 where the bundle is cleared for it, on CUDA always.
         phases: for a bundle that diagnoses: the phase of each file, see `read_phases`.
         align: register the phases rigidly first.
-        patient: age and sex; None: unknown.
+        patient: age and sex; what is unknown there is taken from a DICOM header.
         trust: let code of a bundle run where it needs some, see `load_bundle`.
         volume: what `read_scan` made of `scan`, when that is already done.
         progress: called as the work goes on.
@@ -173,7 +178,12 @@ def infer(
         specs = [_spec(member.bundle, overlap) for member in loaded.members]
         flips = _flips(loaded, tta=tta)
         diagnoses = check_diagnosing(
-            loaded, phases=bool(phases), align=align, patient=patient is not None, backend=backend
+            loaded,
+            phases=bool(phases),
+            align=align,
+            patient=patient is not None,
+            evidence=evidence,
+            backend=backend,
         )
         diagnosing = Diagnosing.of(loaded.members[0].bundle) if diagnoses else None
         placement = Placement.on(target, "auto" if target.type == "cpu" and diagnosing is None else precision)
@@ -216,7 +226,8 @@ def infer(
             )
         warnings += outside
         keep = probabilities or diagnosing is not None
-        _check_memory(volume, specs, [len(one) for one in flips], keep=keep, uncertainty=uncertainty)
+        passes = [len(one) for one in flips]
+        _check_memory(volume, specs, passes, keep=keep, uncertainty=uncertainty, evidence=evidence)
     with clock("preprocess"):
         cases = _cases(volume, specs)
         if isinstance(volume, PhaseVolume):
@@ -250,12 +261,12 @@ def infer(
         warnings.append(f"code of the bundle ran, as --trust allows ({loaded.own_code})")
     labels = apply_label_steps(found.labels, loaded.spec.label_steps)
     labelled = loaded.spec.labels if own is None else own.labels
-    codes, diagnosis = dict(loaded.spec.codes), None
+    codes, diagnosis, seen = dict(loaded.spec.codes), None, None
     with clock("measure"):
         if diagnosing is not None and isinstance(volume, PhaseVolume) and found.probabilities is not None:
-            facts = patient or PatientFacts()
-            answer = diagnosing.answer(volume, cases[0], labels, found.probabilities, facts, placement.device.where)
-            diagnosis, labels, labelled = answer.record, answer.labels, answer.names
+            facts, where = patient or PatientFacts(), placement.device.where
+            answer = diagnosing.answer(volume, cases[0], labels, found.probabilities, facts, where, evidence=evidence)
+            diagnosis, labels, labelled, seen = answer.record, answer.labels, answer.names, answer.evidence
             codes |= {value: codes[LESION] for value in labelled if value > LESION and LESION in codes}
             warnings += answer.warnings
         statistics = tuple(label_statistics(labels, volume.affine, labelled))
@@ -302,6 +313,7 @@ def infer(
         volume,
         None if sure is None else sure.entropy,
         None if sure is None else sure.mutual_information,
+        seen,
         codes,
     )
 
@@ -341,7 +353,13 @@ def read_scan(
 
 
 def check_diagnosing(
-    loaded: Ensemble, *, phases: bool = False, align: bool = False, patient: bool = False, backend: str = "auto"
+    loaded: Ensemble,
+    *,
+    phases: bool = False,
+    align: bool = False,
+    patient: bool = False,
+    evidence: bool = False,
+    backend: str = "auto",
 ) -> bool:
     """Whether a bundle diagnoses patients beside the segmentation.
 
@@ -350,13 +368,19 @@ def check_diagnosing(
         phases: whether phases are named.
         align: whether they are to be registered.
         patient: whether anything is said of the patient.
+        evidence: whether an evidence map is asked for.
         backend: what is to compute the network.
 
     Raises:
         UsageError: options for the one kind of bundle, given with the other. BundleError: an ensemble of diagnoses.
     """
     if not any(classes_of(member.bundle) for member in loaded.members):
-        for option, given in (("--phase", phases), ("--register", align), ("--age, --sex, --metadata", patient)):
+        for option, given in (
+            ("--phase", phases),
+            ("--register", align),
+            ("--age, --sex, --metadata", patient),
+            ("--evidence", evidence),
+        ):
             if given:
                 raise UsageError(option, f"{loaded.name} diagnoses no patients", "leave it out, or name another bundle")
         return False
@@ -453,10 +477,18 @@ def _flips(loaded: Ensemble, *, tta: bool) -> list[tuple[tuple[int, ...], ...]]:
 
 
 def _check_memory(
-    volume: Volume, specs: Sequence[BundleSpec], flips: Sequence[int], *, keep: bool, uncertainty: bool
+    volume: Volume, specs: Sequence[BundleSpec], flips: Sequence[int], *, keep: bool, uncertainty: bool, evidence: bool
 ) -> None:
     """Refuse a scan whose arrays cannot fit, before the first of them is made."""
-    plan = memory_plan(volume.shape, volume.affine, *specs, flips=flips, probabilities=keep, uncertainty=uncertainty)
+    plan = memory_plan(
+        volume.shape,
+        volume.affine,
+        *specs,
+        flips=flips,
+        probabilities=keep,
+        uncertainty=uncertainty,
+        evidence=evidence,
+    )
     need, free = plan.total, available_memory()
     log.debug("memory: %.2f GiB planned, %.2f GiB free", need / 2**30, free / 2**30)
     if need > free:

@@ -31,6 +31,7 @@ class Outputs:
         statistics: CSV of the labels' measurements, or None when not asked for.
         uncertainty: NIfTI of each voxel's entropy, or None when not asked for.
         mutual_information: NIfTI beside it, written where there are several passes.
+        evidence: NIfTI of where the class sees its evidence, or None when not asked for.
         dicom_seg: DICOM Segmentation, or None when not asked for.
         rtstruct: DICOM RT Structure Set, or None when not asked for.
     """
@@ -42,6 +43,7 @@ class Outputs:
     statistics: Target | None = None
     uncertainty: Target | None = None
     mutual_information: Target | None = None
+    evidence: Target | None = None
     dicom_seg: Target | None = None
     rtstruct: Target | None = None
 
@@ -55,6 +57,7 @@ class Outputs:
             "statistics": self.statistics,
             "uncertainty": self.uncertainty,
             "mutual_information": self.mutual_information,
+            "evidence": self.evidence,
             "dicom_seg": self.dicom_seg,
             "rtstruct": self.rtstruct,
         }
@@ -69,6 +72,7 @@ def reserve_outputs(
     probabilities: bool = False,
     statistics: Path | None = None,
     uncertainty: Path | None = None,
+    evidence: Path | None = None,
     dicom_seg: Path | None = None,
     rtstruct: Path | None = None,
 ) -> Outputs:
@@ -81,6 +85,7 @@ def reserve_outputs(
         probabilities: also a probability map.
         statistics: also a CSV file of this name.
         uncertainty: also a map of this name, and perhaps a second one whose name ends in ``_mi``.
+        evidence: also an evidence map of this name.
         dicom_seg: also a DICOM Segmentation of this name.
         rtstruct: also a DICOM RT Structure Set of this name.
 
@@ -114,6 +119,7 @@ def reserve_outputs(
         statistics=checked(statistics, ".csv") if statistics is not None else None,
         uncertainty=checked(uncertainty, *NIFTI_SUFFIXES) if uncertainty is not None else None,
         mutual_information=checked(_second_map(uncertainty)) if uncertainty is not None else None,
+        evidence=checked(evidence, *NIFTI_SUFFIXES) if evidence is not None else None,
         dicom_seg=checked(dicom_seg, ".dcm") if dicom_seg is not None else None,
         rtstruct=checked(rtstruct, ".dcm") if rtstruct is not None else None,
     )
@@ -129,6 +135,7 @@ def outputs_beside(
     *,
     probabilities: bool = False,
     uncertainty: bool = False,
+    evidence: bool = False,
     dicom_seg: bool = False,
     rtstruct: bool = False,
 ) -> Outputs:
@@ -138,6 +145,7 @@ def outputs_beside(
         labels: the label map's name, which the other names follow.
         probabilities: also a probability map.
         uncertainty: also maps of uncertainty.
+        evidence: also an evidence map.
         dicom_seg: also a DICOM Segmentation.
         rtstruct: also a DICOM RT Structure Set.
     """
@@ -153,6 +161,7 @@ def outputs_beside(
         probabilities=beside("_probabilities.nii.gz") if probabilities else None,
         uncertainty=beside("_uncertainty.nii.gz") if uncertainty else None,
         mutual_information=beside("_uncertainty_mi.nii.gz") if uncertainty else None,
+        evidence=beside("_evidence.nii.gz") if evidence else None,
         dicom_seg=beside(".dcm") if dicom_seg else None,
         rtstruct=beside("_rtstruct.dcm") if rtstruct else None,
     )
@@ -185,8 +194,12 @@ def write_outputs(result: Result, outputs: Outputs) -> Result:
         files.add_labels(outputs.labels, result.label_map, result.volume, names=result.labels)
         files.add_bytes(outputs.record, (record.model_dump_json(indent=2) + "\n").encode())
         files.add_bytes(outputs.preview, picture)
-        if outputs.probabilities is not None and result.probabilities is not None:
-            files.add_float(outputs.probabilities, result.probabilities, result.volume)
+        for target, numbers in (
+            (outputs.probabilities, result.probabilities),
+            (outputs.evidence, result.evidence),
+        ):
+            if target is not None and numbers is not None:
+                files.add_float(target, numbers, result.volume)
         for target, values in (
             (outputs.uncertainty, result.uncertainty),
             (outputs.mutual_information, result.mutual_information),

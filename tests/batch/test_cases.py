@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medseg.batch.cases import find_cases
+from medseg.batch.cases import find_cases, label_map_of
 from medseg.errors import InputError, MedsegError, UsageError
 
 
@@ -26,7 +26,7 @@ def test_a_folder_gives_its_scans_and_neither_results_nor_hidden_files_nor_subfo
     _files(tmp_path, "a_seg.nii.gz", "a_seg_probabilities.nii.gz", "a_seg.json", "a_seg.png")
     found = find_cases([tmp_path])
     assert [case.name for case in found.cases] == ["a", "b", "c", "d"]
-    assert found.notes == ("2 files named *_seg left out: results, not scans",)
+    assert found.notes == ("2 files named *_seg or *_label left out: results, not scans",)
     assert _names(tmp_path, recursive=True) == ["a", "b", "c", "d", "sub/e"]
 
 
@@ -49,6 +49,22 @@ def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tmp_path: Path) -
 def test_of_files_that_a_shell_expanded_a_result_is_left_out_when_its_scan_is_there(tmp_path: Path) -> None:
     _files(tmp_path, "a.nii.gz", "a_seg.nii.gz", "b_seg.nii.gz")
     assert _names(tmp_path / "a.nii.gz", tmp_path / "a_seg.nii.gz", tmp_path / "b_seg.nii.gz") == ["a", "b_seg"]
+
+
+def test_a_label_map_beside_its_scan_is_no_case_and_is_found_for_it(tmp_path: Path) -> None:
+    _files(tmp_path, "a.nii.gz", "a_label.nii.gz", "a_seg_evidence.nii.gz", "b_0000.nii.gz", "b_0001.nii.gz")
+    _files(tmp_path, "b_label.nii", "c.nrrd", "c_label.nrrd", "own_label.nii.gz", "warning_label.nii.gz")
+    assert _names(tmp_path) == ["a", "b_0000", "b_0001", "c", "own_label", "warning_label"]
+    assert _names(tmp_path, channels=2) == ["a", "b", "c", "own_label", "warning_label"]
+    assert _names(f"{tmp_path}/*_label.nii.gz") == ["a_label", "own_label", "warning_label"]
+    found = {case.name: label_map_of(case.scans[0]) for case in find_cases([tmp_path], channels=2).cases}
+    assert {name: path and path.name for name, path in found.items()} == {
+        "a": "a_label.nii.gz",
+        "b": "b_label.nii",
+        "c": "c_label.nrrd",
+        "own_label": None,
+        "warning_label": None,
+    }
 
 
 def test_one_scan_by_many_names_is_one_case_named_after_the_file_itself(

@@ -147,6 +147,26 @@ def test_a_patient_is_diagnosed_from_the_phases_that_there_are(patient: Path, bu
     with Image.open(tmp_path / "venous_seg.png") as picture:
         assert picture.width == 1280
 
+    # Where the class sees its evidence: on the same grid, and in the region of 32 x 24 x 16 voxels of 6 mm alone.
+    shown = tmp_path / "evidence.nii.gz"
+    printed = run("infer", *scans, "-b", bundle, *known, "-o", tmp_path, "--overwrite", "--evidence", shown, "--json")
+    record = json.loads(printed)
+    assert record["outputs"]["evidence"] == "evidence.nii.gz"
+    assert record["diagnosis"]["probabilities"] == found["probabilities"]
+    evidence = nib.load(shown)
+    seen = np.asarray(evidence.dataobj)
+    assert seen.dtype == np.float32
+    assert seen.shape == arterial.shape
+    np.testing.assert_allclose(evidence.affine, labels.affine)
+    told = record["diagnosis"]["evidence"]
+    assert told["stands_for"] == found["named"]
+    assert tuple(told["peak_voxel"]) == np.unravel_index(seen.argmax(), seen.shape)
+    assert told["highest"] == pytest.approx(seen.max(), abs=1e-4)
+    assert seen.min() == 0
+    assert 0 < seen.max() <= 1
+    axes = [np.ptp(index) * size for index, size in zip(np.nonzero(seen), arterial.header.get_zooms(), strict=True)]
+    assert all(mm <= voxels * 6 for mm, voxels in zip(axes, (32, 24, 16), strict=True))
+
     alone = json.loads(run("infer", scans[1], "-b", bundle, "-o", tmp_path, "--json"))["diagnosis"]
     assert alone["missing"] == ["phase CT NC", "phase CT V", "age", "sex"]
     assert alone["probabilities"] == alone["probabilities_without_metadata"]
@@ -161,7 +181,7 @@ def test_a_cohort_goes_through_batch_and_evaluate(phantoms: Path, bundle: Path, 
     for number in (0, 2):  # numbered files, the arterial phase is missing
         save_scan(scans / f"pancreas_00002_{number:04}.nii.gz", np.asarray(image.dataobj)[..., number], image.affine)
     known = "--metadata", phantoms / "patients.csv"
-    run("batch", scans, "-b", bundle, "-o", results, *known, "-q")
+    run("batch", scans, "-b", bundle, "-o", results, *known, "--evidence", "-q")
     with (results / "summary.csv").open() as stream:
         rows = {row["case"]: row for row in csv.DictReader(stream)}
     records = {case: json.loads((results / f"{case}_seg.json").read_text()) for case in rows}
@@ -170,6 +190,9 @@ def test_a_cohort_goes_through_batch_and_evaluate(phantoms: Path, bundle: Path, 
     }
     assert records["pancreas_00001"]["diagnosis"]["missing"] == []
     assert records["pancreas_00002"]["diagnosis"]["missing"] == ["phase CT A"]
+    for case, record in records.items():
+        assert record["outputs"]["evidence"] == f"{case}_seg_evidence.nii.gz"
+        assert nib.load(results / f"{case}_seg_evidence.nii.gz").shape == tuple(record["input"]["shape"])
     single = json.loads(run("infer", scans / "pancreas_00001.nii.gz", "-b", bundle, *known, "-o", tmp_path, "--json"))
     assert single["diagnosis"]["probabilities"] == records["pancreas_00001"]["diagnosis"]["probabilities"]
 
@@ -223,6 +246,8 @@ def test_wrong_use_is_one_line_with_its_code_and_writes_nothing(
         assert "\n" not in str(done.exception)
     for words, problem in (
         (["infer", arterial, "-b", segments, "--age", "63"], "tiny diagnoses no patients"),
+        (["infer", arterial, "-b", segments, "--evidence", output / "e.nii"], "--evidence: tiny diagnoses no patients"),
+        (["batch", arterial, "-b", segments, "--evidence"], "--evidence: tiny diagnoses no patients"),
         (["batch", arterial, "-b", segments, "--register"], "--register: tiny diagnoses no patients"),
         (["batch", phantoms / "imagesTr", "-b", bundle, "--metadata", tmp_path / "none.csv"], "no such file"),
     ):
