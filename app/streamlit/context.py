@@ -14,7 +14,7 @@ from medseg.errors import MedsegError
 from medseg.review.api import PREFIX
 from medseg.review.compare import Segmentation
 from medseg.review.server import Services
-from medseg.review.signing import Claim, Purpose, Reading
+from medseg.review.signing import Claim, Purpose, Reading, login_of
 from medseg.review.store.models import Case, Prediction, User
 from medseg.review.store.repo import Store, WorklistRow
 
@@ -47,8 +47,9 @@ class Context:
         return self.user.role != "reader"
 
     def token(self, purpose: Purpose, target: str) -> str:
-        """A signed claim of this person."""
-        return self.services.signer.sign(Claim(purpose, target, self.user.id))
+        """A signed claim of this person, for the browser that they have logged in with."""
+        login = login_of(st.context.cookies) if self.services.settings.login is not None else ""
+        return self.services.signer.sign(Claim(purpose, target, self.user.id, login))
 
     def link(self, purpose: Reading, *target: str) -> str:
         """A signed path on this server.

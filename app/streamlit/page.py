@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 import streamlit as st
 from context import COOKIE, Context, open_case, show_case
@@ -10,6 +11,7 @@ from views import audit, compare, review, run, settings, worklist
 
 from medseg.errors import InputError
 from medseg.review.server import Services, services
+from medseg.review.settings import Login
 from medseg.review.store.models import User
 from medseg.review.store.repo import BANNER
 
@@ -38,15 +40,16 @@ export default function (c) {
 
 
 def _somebody(found: Services) -> User | None:
-    """Who is there; None when somebody has to say so first."""
+    """Who is there; None when somebody has to say so first, or may not come in."""
     if found.settings.login is not None:
-        if not st.user.is_logged_in:
+        claims = st.user.to_dict() if st.user.is_logged_in else {}
+        role = found.settings.login.role(claims)
+        if role is None:
             return None
-        claims = st.user.to_dict()
-        subject = f"{claims.get('iss', '')}|{claims.get('sub', '')}"
+        subject = f"{claims['iss']}|{claims['sub']}"
         if st.session_state.get("subject") != subject:
-            name = str(claims.get("name") or claims.get("email") or "unnamed")
-            st.session_state.user_id = found.store.sign_in(subject, name, role=found.settings.login.role(claims)).id
+            name = str(claims.get("name") or claims.get("email") or claims["sub"])
+            st.session_state.user_id = found.store.sign_in(subject, name, role=role).id
             st.session_state.subject = subject
         return found.store.user(st.session_state.user_id)
     known = st.session_state.get("user_id") or ("" if "nobody" in st.session_state else st.context.cookies.get(COOKIE))
@@ -65,7 +68,7 @@ def _ask(found: Services) -> None:
     st.title("medseg review")
     st.info(BANNER)
     if found.settings.login is not None:
-        st.button("Log in", type="primary", on_click=st.login)
+        _ask_to_log_in(found.settings.login)
         return
     if "nobody" in st.session_state:
         _remember("", 0)
@@ -77,6 +80,22 @@ def _ask(found: Services) -> None:
                 st.session_state.user_id = found.store.sign_in(f"local:{name.casefold()}", name).id
                 st.rerun()
             st.error("Write your name.")
+
+
+def _ask_to_log_in(login: Login) -> None:
+    if st.user.is_logged_in:
+        st.error("You are logged in, but you have no role on this page.")
+        st.write("Whoever runs the page can give you one: this is how it has to name you.")
+        claims = st.user.to_dict()
+        address = str(claims.get("email")) if claims.get("email_verified") is True else ""
+        st.code("\n".join(filter(None, (str(claims.get("sub", "")), address))), language=None)
+        st.button("Log out", on_click=st.logout, key="log_out")
+        return
+    here = urlsplit(st.context.url or "")
+    if here.netloc and f"{here.scheme}://{here.netloc}" != login.address:  # the provider sends browsers back there
+        st.link_button("Log in", login.address, type="primary")
+        return
+    st.button("Log in", type="primary", on_click=st.login, key="log_in")
 
 
 def _remember(user_id: str, age: int) -> None:

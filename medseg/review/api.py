@@ -164,7 +164,7 @@ class Api:
         Raises:
             BadClaimError: there is none, or it does not cover this.
         """
-        claim: Claim = self._signer.verify(token, purpose, request.path_params.get("id", ""))
+        claim: Claim = self._signer.verify(token, purpose, request.path_params.get("id", ""), cookies=request.cookies)
         try:
             user = await run_in_threadpool(self._store.user, claim.user_id)
         except MedsegError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import socket
@@ -133,12 +134,16 @@ def build_app(settings: Settings, *, hosts: tuple[str, ...] = ()) -> App:
         hosts: further names by which a browser on this machine may call the server.
 
     Raises:
-        DeviceError: Streamlit, or the page, is not installed. See `Services.open` for the rest.
+        DeviceError: Streamlit, the page, or what a login needs is not installed. See `Services.open` for the rest.
     """
     try:
         from streamlit.starlette import App
     except ImportError as err:
         raise DeviceError("Streamlit 1.67 or later", "is not installed", "pip install 'medseg[app]'") from err
+    if settings.login is not None:
+        missing = [name for name in ("authlib", "httpx") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise DeviceError("--login", f"{' and '.join(missing)} not installed", "pip install 'medseg[auth]'")
     page = app_folder() / "page.py"
     found = Services.open(settings)
     share(found)

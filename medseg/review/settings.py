@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from medseg.errors import InputError, UsageError
 from medseg.review.store.models import Role
@@ -17,31 +18,41 @@ DEFAULT_PORT = 8501
 LARGEST_UPLOAD_MB = 2048
 KEY_BYTES = 32
 
+EVERYBODY = "*"
+CALLBACK = "/oauth2callback"
+LEAST_SECRET = 32
+"""Characters: who guesses the secret of the cookies can be anybody."""
+
 _LOGIN_KEYS = ("redirect_uri", "cookie_secret", "client_id", "client_secret", "server_metadata_url")
 
 
 @dataclass(frozen=True)
 class Login:
-    """Login by OpenID Connect, and the roles that people have from the start.
+    """Login by OpenID Connect: who may come in, and the roles that people have from the start.
 
     Attributes:
         file: TOML file with ``[auth]`` as Streamlit reads it, and ``[roles]``.
-        roles: e-mail address or subject, in lower case, to role; everybody else is a reader.
+        address: of the page in browsers; a login that begins at another one cannot end.
+        roles: subject, or e-mail address in lower case, to role; `EVERYBODY` stands for whomever the provider knows.
     """
 
     file: Path
+    address: str
     roles: Mapping[str, Role]
 
-    def role(self, claims: Mapping[str, Any]) -> Role:
-        """The role of somebody who signs in for the first time.
+    def role(self, claims: Mapping[str, Any]) -> Role | None:
+        """The role of somebody who signs in for the first time; None for somebody who may not come in.
 
         Args:
-            claims: of the identity token. An address counts only when the provider does not call it unverified.
+            claims: of the identity token. An address counts only when the provider says that it is verified: with
+                some, people choose their address themselves.
         """
-        names = [claims.get("sub")]
-        if claims.get("email_verified", True) is True:
-            names.append(claims.get("email"))
-        return next((self.roles[str(name).lower()] for name in names if str(name).lower() in self.roles), "reader")
+        if not claims.get("iss") or not claims.get("sub"):
+            return None
+        names = [str(claims["sub"])]
+        if claims.get("email_verified") is True:
+            names.append(str(claims.get("email")).lower())
+        return next((self.roles[name] for name in (*names, EVERYBODY) if name in self.roles), None)
 
 
 @dataclass(frozen=True)
@@ -109,13 +120,22 @@ def read_login(file: Path) -> Login:
     missing = [key for key in _LOGIN_KEYS if not auth.get(key)]
     if missing:
         raise InputError(file, f"[auth] lacks {', '.join(missing)}", "see docs/review.md for an example")
-    if not isinstance(roles, dict) or set(roles) - {"admin", "reviewer"}:
-        raise InputError(file, "[roles] takes admin and reviewer", "list the addresses under one of them")
+    if len(str(auth["cookie_secret"])) < LEAST_SECRET:
+        remedy = "write what python -c 'import secrets; print(secrets.token_hex())' prints"
+        raise InputError(file, f"cookie_secret is shorter than {LEAST_SECRET} characters", remedy)
+    address = str(auth["redirect_uri"]).removesuffix(CALLBACK)
+    place = urlsplit(address)
+    if address == auth["redirect_uri"] or place.scheme not in {"http", "https"} or place.path or "{" in address:
+        raise InputError(file, f"redirect_uri is not the page's address and {CALLBACK}", "see docs/review.md")
+    ranks: tuple[Role, ...] = ("reader", "reviewer", "admin")
+    if not isinstance(roles, dict) or not roles or set(roles) - set(ranks):
+        raise InputError(file, "[roles] takes reader, reviewer and admin", "say who may come in, under one of them")
     known: dict[str, Role] = {}
-    ranks: tuple[Role, ...] = ("reviewer", "admin")
     for role in ranks:
         names = roles.get(role, [])
         if not isinstance(names, list):
             raise InputError(file, f"[roles] {role} is not a list", 'write admin = ["anna@example.org"]')
-        known |= {str(name).lower(): role for name in names}
-    return Login(file.absolute(), known)
+        known |= {str(name).lower() if "@" in str(name) else str(name): role for name in names}
+    if known.get(EVERYBODY, "reader") != "reader":
+        raise InputError(file, f'"{EVERYBODY}" may only be a reader', "name those who may do more")
+    return Login(file.absolute(), address, known)

@@ -154,7 +154,7 @@ def test_tokens_hold_for_one_purpose_one_target_one_key_and_a_short_time(
     monkeypatch.setitem(signing.MAX_AGE_S, "volume", -1)
     assert desk.http.get(f"{api.PREFIX}/volume/{desk.case}?t={good}").status_code == 403
     with pytest.raises(BadClaimError):
-        desk.signer.verify(good, "volume", desk.case)
+        desk.signer.verify(good, "volume", desk.case, cookies={})
 
 
 def test_a_reader_sees_but_cannot_save_or_upload(desk: Desk) -> None:

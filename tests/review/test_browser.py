@@ -3,14 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,17 +18,10 @@ from medseg.io.read import read_volume
 from medseg.review.store.repo import Store
 from tests.builders import save_scan
 from tests.dicom_builders import write_series
+from tests.review.serving import CHROMIUM, FLAGS, PATIENCE_S, free_port, serving, wait_for
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need the package playwright")
 pytest.importorskip("streamlit", reason="the page needs the package streamlit")
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    *("--no-sandbox", "--disable-dev-shm-usage", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
-    "--ignore-gpu-blocklist",
-]
-PATIENCE_S = 120
-"""Generous: the machine that runs the tests may have other work."""
 
 pytestmark = [
     pytest.mark.browser,
@@ -140,14 +125,7 @@ class Desk:
         return nib.load(self.store.file(self.store.version(case, revision).path))
 
     def wait_for(self, found: Callable[[], bool]) -> None:
-        _wait_for(found, "nothing happened")
-
-
-def _wait_for(found: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not found():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.1)
+        wait_for(found, "nothing happened")
 
 
 @pytest.fixture(scope="module")
@@ -160,49 +138,21 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     save_scan(scans / "ball_seg.nii.gz", labels, TILTED)
     write_series(scans / "series", image, SERIES, modality="CT")
     save_scan(scans / "series_seg.nii.gz", labels, read_volume(scans / "series").affine)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "medseg",
-        "review",
-        str(scans),
-        "--data",
-        str(folder / "data"),
-        "--port",
-        str(port),
-    ]
-    log = folder / "server.log"
-    with log.open("w") as told:
-        server = subprocess.Popen(
-            command, env={**os.environ, "MEDSEG_REVIEW_TEST": "1", "OMP_NUM_THREADS": "1"}, stdout=told, stderr=told
-        )
-    address = f"http://127.0.0.1:{port}"
-
-    def answers() -> bool:
-        assert server.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(f"{address}/medseg/healthz", timeout=5).close()  # noqa: S310 - our own server
-        except (urllib.error.URLError, OSError):
-            return False
-        return True
-
-    try:
-        _wait_for(answers, "the server did not start")
+    port = free_port()
+    arguments = ["review", str(scans), "--data", str(folder / "data"), "--port", str(port)]
+    environment = {"MEDSEG_REVIEW_TEST": "1"}
+    with (
+        serving(folder / "server.log", *arguments, port=port, ready="/medseg/healthz", environment=environment),
+        playwright.sync_playwright() as tools,
+    ):
         store = Store.in_folder(folder / "data")
-        _wait_for(lambda: [row.case.revision for row in store.worklist()] == [1, 1], "the scans were not imported")
+        wait_for(lambda: [row.case.revision for row in store.worklist()] == [1, 1], "the scans were not imported")
         store.close()
-        with playwright.sync_playwright() as tools:
-            browser = tools.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-            made = Desk(folder, address, browser)
-            yield made
-            made.store.close()
-            browser.close()
-    finally:
-        server.terminate()
-        server.wait(timeout=60)
+        browser = tools.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        made = Desk(folder, f"http://127.0.0.1:{port}", browser)
+        yield made
+        made.store.close()
+        browser.close()
 
 
 def test_a_case_is_opened_seen_corrected_saved_disputed_signed_and_exported(desk: Desk) -> None:
@@ -214,13 +164,13 @@ def test_a_case_is_opened_seen_corrected_saved_disputed_signed_and_exported(desk
         # The picture: all quadrants hold something, the structures have their colours.
         rows = desk.store.labels(case)
         anna.ask("goto([12, 18, 12])")
-        _wait_for(lambda: min(_filled(anna.picture())) > 0.05, "a quadrant stayed black")
+        wait_for(lambda: min(_filled(anna.picture())) > 0.05, "a quadrant stayed black")
         shown = anna.picture()
         colour = (rows[0].r, rows[0].g, rows[0].b)
         assert _share_of_hue(shown, colour) > 0.01
         anna.tab.keyboard.press("o")
         # The marks of the directions have a hue like it.
-        _wait_for(lambda: _share_of_hue(anna.picture(), colour) < 0.005, "the overlay stayed")
+        wait_for(lambda: _share_of_hue(anna.picture(), colour) < 0.005, "the overlay stayed")
         anna.tab.keyboard.press("o")
 
         # Slices by the wheel, the window by a key and by the right button.

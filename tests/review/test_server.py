@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from tests.builders import blob_scan, save_scan
 LOGIN = """
 [auth]
 redirect_uri = "https://review.example.org/oauth2callback"
-cookie_secret = "not so secret"
+cookie_secret = "0123456789abcdef0123456789abcdef"
 client_id = "medseg"
 client_secret = "hidden"
 server_metadata_url = "https://login.example.org/.well-known/openid-configuration"
@@ -75,10 +76,24 @@ def test_another_address_needs_a_login(tmp_path: Path) -> None:
 def test_roles_follow_the_login_file_and_an_unverified_address_is_nobodys(tmp_path: Path) -> None:
     (tmp_path / "login.toml").write_text(LOGIN)
     login = read_login(tmp_path / "login.toml")
-    assert login.role({"sub": "1", "email": "anna@example.org"}) == "admin"
-    assert login.role({"sub": "1", "email": "anna@example.org", "email_verified": False}) == "reader"
-    assert login.role({"sub": "Subject-of-Ben"}) == "reviewer"
-    assert login.role({"sub": "x", "email": "carl@example.org"}) == "reader"
+    assert login.address == "https://review.example.org"
+
+    def role(sub: str, **claims: Any) -> str | None:
+        return login.role({"iss": "https://login.example.org", "sub": sub, **claims})
+
+    assert role("1", email="Anna@example.org", email_verified=True) == "admin"
+    assert role("1", email="anna@example.org", email_verified=False) is None
+    assert role("1", email="anna@example.org") is None
+    assert role("subject-of-ben") == "reviewer"
+    assert role("Subject-of-Ben") is None
+    assert role("x", email="carl@example.org", email_verified=True) is None
+    assert login.role({"sub": "subject-of-ben"}) is None
+    everybody = LOGIN + 'reader = ["*"]\n'
+    (tmp_path / "login.toml").write_text(everybody)
+    assert [read_login(tmp_path / "login.toml").role({"iss": "i", "sub": sub}) for sub in ("x", "subject-of-ben")] == [
+        "reader",
+        "reviewer",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +102,11 @@ def test_roles_follow_the_login_file_and_an_unverified_address_is_nobodys(tmp_pa
         ("[auth", "is not TOML"),
         ("[roles]", r"has no section \[auth\]"),
         (LOGIN.replace("client_secret", "secret"), "lacks client_secret"),
-        (LOGIN.replace("reviewer =", "doctor ="), "takes admin and reviewer"),
+        (LOGIN.replace("reviewer =", "doctor ="), "takes reader, reviewer and admin"),
+        (LOGIN.partition("[roles]")[0], "takes reader, reviewer and admin"),
+        (LOGIN.replace("subject-of-ben", "*"), "may only be a reader"),
+        (LOGIN.replace("0123456789abcdef", "hidden"), "shorter than 32 characters"),
+        (LOGIN.replace("oauth2callback", "callback"), "redirect_uri is not the page's address"),
         (LOGIN.replace('["subject-of-ben"]', '"ben"'), "reviewer is not a list"),
     ],
 )

@@ -15,7 +15,7 @@ def render(ctx: Context) -> None:
     st.subheader("Audit trail", anchor=False)
     rows = ctx.store.worklist()
     names = case_names(rows)
-    people = {user.id: user.display_name for user in ctx.store.users()}
+    people = {user.id: user for user in ctx.store.users()}
     with st.container(horizontal=True, vertical_alignment="bottom"):
         case_id = st.selectbox(
             "Case", ["", *names], format_func=lambda one: names.get(one, "all"), key="audit_case", width="stretch"
@@ -43,11 +43,12 @@ def render(ctx: Context) -> None:
             {
                 "no.": line.id,
                 "time (UTC)": line.at[:19].replace("T", " "),
-                "who": people.get(line.user_id, line.user_id),
+                "who": people[line.user_id].display_name if line.user_id in people else line.user_id,
                 "what": line.action.replace("_", " "),
                 "case": names.get(line.case_id or "", ""),
                 "version": line.revision,
                 "detail": line.detail,
+                "as": people[line.user_id].subject if line.user_id in people else "",
                 "hash": line.hash[:12],
             }
             for line in reversed(lines)

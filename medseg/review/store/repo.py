@@ -176,7 +176,8 @@ class Store:
                 user = User(id=new_id(), subject=subject, display_name=display_name, role=role)
                 session.add(user)
                 session.flush()
-                _log(session, user.id, "user_added", detail={"role": role})
+                # Users may be renamed; the trail keeps whom the login vouched for.
+                _log(session, user.id, "user_added", detail={"role": role, "subject": subject})
             return user
 
     def set_role(self, user_id: str, role: Role, *, by: User) -> None:
