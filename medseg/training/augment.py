@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from monai.transforms import (
     Compose,
+    OneOf,
+    Rand3DElasticd,
     RandAdjustContrastd,
     RandAffined,
     RandCropByPosNegLabeld,
@@ -24,9 +27,10 @@ from monai.transforms import (
 
 from medseg.bundles.spec import BundleSpec
 from medseg.errors import UsageError
-from medseg.training.config import TrainingConfig
+from medseg.training.config import Augmentation, TrainingConfig
 from medseg.training.losses import IGNORE
 
+_WARP_SIGMA = 4.0  # voxels over which a warp is smooth
 _MARGIN = 1.3  # a crop is cut this much larger than the window, so that a rotation brings in real voxels
 
 
@@ -56,15 +60,7 @@ def crop_transform(config: TrainingConfig, spec: BundleSpec) -> Compose:
             bg_indices_key="bg",
             allow_smaller=True,
         ),
-        RandAffined(
-            keys=("image", "label"),
-            prob=chances.affine_probability,
-            rotate_range=turned,
-            scale_range=stretched,
-            translate_range=shifted,
-            mode=("bilinear", "nearest"),
-            padding_mode="border",
-        ),
+        *_moved(chances, turned, stretched, shifted, flat),
         # A rotated crop keeps its size, which may lie below the window where the volume does not.
         SpatialPadd(keys="image", spatial_size=roi, value=spec.padding_value),
         SpatialPadd(keys="label", spatial_size=roi, value=0),
@@ -94,6 +90,39 @@ def crop_transform(config: TrainingConfig, spec: BundleSpec) -> Compose:
         RandGaussianNoised(keys="image", prob=chances.noise_probability, std=chances.noise_deviation),
     ]
     return Compose(steps)
+
+
+def _moved(
+    chances: Augmentation,
+    turned: Sequence[float],
+    stretched: Sequence[float],
+    shifted: Sequence[float],
+    flat: int | None,
+) -> list[Any]:
+    """Rotation, scaling and shift, some of them with a warp, in one interpolation; slices are never warped."""
+    motion: dict[str, Any] = {
+        "keys": ("image", "label"),
+        "rotate_range": turned,
+        "scale_range": stretched,
+        "translate_range": shifted,
+        "mode": ("bilinear", "nearest"),
+        "padding_mode": "border",
+    }
+    affine = RandAffined(prob=chances.affine_probability, **motion)
+    if not chances.elastic_probability:
+        return [affine]
+    if flat is not None:
+        raise UsageError("elastic_probability", "is for 3D networks", "set it to 0 in --augment")
+    # White noise of -1..1, smoothed by a Gaussian of standard deviation s, keeps sqrt(1/3) (2 sqrt(pi) s)^-1.5 of it.
+    magnitude = chances.elastic_voxels * math.sqrt(3) * (2 * math.sqrt(math.pi) * _WARP_SIGMA) ** 1.5
+    warped = Rand3DElasticd(
+        prob=1.0,
+        sigma_range=(_WARP_SIGMA, _WARP_SIGMA),
+        magnitude_range=(0.5 * magnitude, 1.5 * magnitude),
+        **motion,
+    )
+    share = chances.elastic_probability
+    return [OneOf([warped, affine], weights=[share, 1 - share])]
 
 
 def _quarter_turns(probability: float, roi: Sequence[int], flat: int | None) -> list[RandRotate90d]:

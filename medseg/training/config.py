@@ -13,8 +13,10 @@ class Augmentation(BaseModel):
     """Random changes of a training crop; each `*_probability` is the chance for one crop.
 
     Rotation is in radians about each axis, scale and translation are fractions of the size, and intensity
-    changes are in units of the preprocessed image. Flips are along each of `TrainingConfig.mirror_axes`, quarter turns
-    (`rot90`) in the plane of slices, or of the first two axes; its window must be a square.
+    changes are in units of the preprocessed image. `elastic_probability` is the chance that rotation, scaling and shift
+    come with a smooth random warp, whose standard deviation is about `elastic_voxels`. Flips are along each of
+    `TrainingConfig.mirror_axes`, quarter turns (`rot90`) in the plane of slices, or of the first two axes; its window
+    must be a square.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -23,6 +25,8 @@ class Augmentation(BaseModel):
     rotation: float = Field(0.25, ge=0)
     scale: float = Field(0.17, ge=0, lt=1)
     translation: float = Field(0.06, ge=0, lt=1)
+    elastic_probability: float = Field(0.0, ge=0, le=1)
+    elastic_voxels: float = Field(1.0, gt=0)
     noise_probability: float = Field(0.2, ge=0, le=1)
     noise_deviation: float = Field(0.1, ge=0)
     blur_probability: float = Field(0.15, ge=0, le=1)
