@@ -62,6 +62,8 @@ class Api:
             Route(f"{PREFIX}/poster/{{id}}", _answering(self._poster), methods=["GET"]),
             Route(f"{PREFIX}/labels/{{id}}", _answering(self._labels), methods=["GET"]),
             Route(f"{PREFIX}/uncertainty/{{id}}", _answering(self._uncertainty), methods=["GET"]),
+            Route(f"{PREFIX}/evidence/{{id}}", _answering(self._evidence), methods=["GET"]),
+            Route(f"{PREFIX}/phase/{{id}}", _answering(self._phase), methods=["GET"]),
             Route(f"{PREFIX}/difference/{{id}}", _answering(self._difference), methods=["GET"]),
             Route(f"{PREFIX}/mask/{{id}}", _answering(self._save), methods=["POST"]),
             Route(f"{PREFIX}/screenshot/{{id}}", _answering(self._screenshot), methods=["POST"]),
@@ -96,6 +98,22 @@ class Api:
         if not prediction.uncertainty_path:
             raise _Refusal(404, "the run kept no uncertainty; ask for it when you run the model")
         return _file(self._store.file(prediction.uncertainty_path))
+
+    async def _evidence(self, request: Request) -> Response:
+        await self._claimed(request, "evidence", request.query_params.get("t", ""))
+        prediction = await run_in_threadpool(self._store.prediction, request.path_params["id"])
+        if not prediction.evidence_path:
+            raise _Refusal(404, "the run kept no evidence map")
+        return _file(self._store.file(prediction.evidence_path))
+
+    async def _phase(self, request: Request) -> Response:
+        await self._claimed(request, "phase", request.query_params.get("t", ""))
+        prediction_id, place = _parts(request, 2)
+        prediction = await run_in_threadpool(self._store.prediction, prediction_id)
+        paths = list(prediction.phase_paths.values())
+        if not place.isascii() or not place.isdecimal() or len(place) > 2 or int(place) >= len(paths):
+            raise _Refusal(404, "the run kept no such phase")
+        return _file(self._store.file(paths[int(place)]))
 
     async def _difference(self, request: Request) -> Response:
         await self._claimed(request, "difference", request.query_params.get("t", ""))

@@ -70,13 +70,17 @@ def reduced_image(store: Store, case: Case) -> Path:
 
 def write_reduced(path: Path, image: Volume) -> None:
     """Write the first channel of a scan, averaged by 2 along each axis."""
+    data, affine = halved(image.data[0], image.affine)
+    write_image(path, data, affine, whole=np.dtype(image.source.dtype or "f4").kind in "iu")
+
+
+def write_image(path: Path, data: NDArray[np.float32], affine: Affine, *, whole: bool) -> None:
+    """Write an image (X, Y, Z) to look at; with `whole` in whole numbers, as the scanner's are: half the size."""
     import nibabel
 
     nib: Any = nibabel
-    data, affine = halved(image.data[0], image.affine)
-    if np.dtype(image.source.dtype or "f4").kind in "iu" and np.abs(data).max() <= np.iinfo(np.int16).max:
-        data = np.rint(data).astype(np.int16)  # half the bytes, in steps of the scanner
-    nib.save(nib.Nifti1Image(data, affine), path)
+    fits = whole and np.abs(data).max() <= np.iinfo(np.int16).max
+    nib.save(nib.Nifti1Image(np.rint(data).astype(np.int16) if fits else data, affine), path)
 
 
 def poster(store: Store, case: Case) -> Path:

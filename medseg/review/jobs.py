@@ -6,11 +6,12 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from medseg.errors import MedsegError
+from medseg.io.patients import told_facts
 from medseg.review.store.models import Job, User
 from medseg.review.store.repo import Store
 from medseg.review.worklist import add_result
@@ -66,21 +67,39 @@ class JobQueue:
         device: str = "auto",
         force: bool = False,
         uncertainty: bool = False,
+        evidence: bool = False,
+        phases: Mapping[str, str] | None = None,
+        align: bool = False,
+        age: float | None = None,
+        sex: str | None = None,
     ) -> Job:
         """Queue a run of a bundle.
 
         Args:
-            case_id: the case.
+            case_id: the case; of several phases that of the reference, whose grid the result has.
             bundle: its name or folder.
             by: who asks.
             device: see `medseg.inference.run.infer`.
             force: go on with a scan that is not what the bundle was trained on.
             uncertainty: also keep how sure each voxel is.
+            evidence: also keep where a diagnosis sees its evidence.
+            phases: for a bundle that diagnoses, the bundle's channel to the case that is this phase; None: the case's
+                own file holds all there are.
+            align: register the phases rigidly first.
+            age: of the patient, years; forgotten when the run has ended, as `sex` is.
+            sex: F or M.
 
         Raises:
-            UsageError: the queue is full. InputError: no such case. PermissionError: a reader may not.
+            UsageError: the queue is full, no such age or sex. InputError: no such case. PermissionError: a reader may
+                not.
         """
-        options = {"device": device, "force": force, "uncertainty": uncertainty}
+        told_facts(age, sex)
+        for one in (phases or {}).values():
+            self._store.case(one)
+        options: dict[str, Any] = {"device": device, "force": force, "uncertainty": uncertainty}
+        options |= {"evidence": evidence, "align": align, "phases": dict(phases or {})}
+        if age is not None or sex is not None:
+            options["patient"] = {"age": age, "sex": sex}
         job = self._store.add_job(case_id, bundle, options, most=MOST_WAITING, by=by)
         self._wake.set()
         return job
@@ -130,6 +149,7 @@ class JobQueue:
     def _segment(self, job: Job) -> str:
         """Run the bundle and keep its result; the prediction's identifier."""
         from medseg.inference import run  # torch loads here, not with the page
+        from medseg.inference.phases import PhaseVolume
 
         infer = self._infer or run.infer
         case, by = self._store.case(job.case_id), self._store.user(job.created_by)
@@ -146,16 +166,24 @@ class JobQueue:
             if self._store.note_progress(job.id, round(part, 3), stage):
                 raise _CancelledError
 
-        files = [self._store.file(source) for source in case.sources]
+        asked = job.options
+        phases, patient = asked.get("phases") or {}, asked.get("patient")
+        sources = [self._store.case(one).sources[0] for one in phases.values()] if phases else case.sources
+        files = [self._store.file(source) for source in sources]
         result = infer(
             files if len(files) > 1 else files[0],
             bundle=job.bundle,
-            device=job.options.get("device", "auto"),
-            force=bool(job.options.get("force")),
-            uncertainty=bool(job.options.get("uncertainty")),
+            device=asked.get("device", "auto"),
+            force=bool(asked.get("force")),
+            uncertainty=bool(asked.get("uncertainty")),
+            evidence=bool(asked.get("evidence")),
+            phases=list(phases),
+            align=bool(asked.get("align")),
+            patient=told_facts(patient["age"], patient["sex"]) if patient else None,
             progress=progress,
         )
         record = result.record
+        of_patient = result.volume if isinstance(result.volume, PhaseVolume) else None
         prediction = add_result(
             self._store,
             case.id,
@@ -167,6 +195,8 @@ class JobQueue:
             runtime_s=sum(record.seconds.values()),
             device=record.device,
             uncertainty=result.uncertainty,
+            evidence=result.evidence,
+            phases=of_patient,
             by=by,
         )
         return prediction.id

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from itsdangerous import BadData, URLSafeTimedSerializer
 
-Reading = Literal["volume", "reduced", "poster", "labels", "uncertainty", "difference"]
+Reading = Literal["volume", "reduced", "poster", "labels", "uncertainty", "evidence", "phase", "difference"]
 Writing = Literal["save", "screenshot", "upload"]
 Purpose = Literal[Reading, Writing]
 

@@ -15,6 +15,7 @@ from medseg.io.read import read_volume
 from medseg.review.compare import Segmentation, read_segmentation
 from medseg.review.derived import HEAVY_WORK
 from medseg.review.masks import Lesion, lesions, sha256_of
+from medseg.review.store.models import Case, Prediction
 from medseg.review.store.repo import Store
 
 KEPT = 128
@@ -103,6 +104,14 @@ def structures(
     return found
 
 
+def _measured_image(case: Case, prediction: Prediction | None) -> str:
+    """Stored path of the image whose values are measured: of several phases the reference."""
+    if prediction is None or not prediction.phase_paths:
+        return case.image_path
+    name = next(phase["name"] for phase in prediction.record["diagnosis"]["phases"] if phase["reference"])
+    return str(prediction.phase_paths[name])
+
+
 def measurements(store: Store, found: Segmentation) -> Measurements:
     """Measure a segmentation of a case; the second call for the same bytes costs nothing.
 
@@ -120,11 +129,12 @@ def measurements(store: Store, found: Segmentation) -> Measurements:
         prediction = store.origin(found.case_id, mask.revision if mask.kind == "saved" else mask.base_revision)
     uncertainty = prediction.uncertainty_path if prediction else ""
     table = tuple(found.names.items()) or tuple((row.value, row.name) for row in store.labels(found.case_id))
-    key = (sha256_of(store.file(found.path)), case.image_sha256, uncertainty, table)
+    image = _measured_image(case, prediction)
+    key = (sha256_of(store.file(found.path)), case.image_sha256, image, uncertainty, table)
     with HEAVY_WORK:
         if key not in _known:
             labels, names = read_segmentation(store, found)
-            volume = read_volume(store.file(case.image_path))
+            volume = read_volume(store.file(image))
             unsure = read_volume(store.file(uncertainty)).data[0] if uncertainty else None
             while len(_known) >= KEPT:
                 _known.popitem(last=False)

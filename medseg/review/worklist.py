@@ -6,18 +6,20 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
-from medseg.batch.cases import find_cases
+from medseg.batch.cases import find_cases, label_map_of
 from medseg.batch.journal import Journal
 from medseg.batch.worker import labels_path
 from medseg.errors import InputError, MedsegError
 from medseg.inference.inspection import guess_modality
+from medseg.inference.phases import PhaseVolume
 from medseg.inference.record import Record
 from medseg.io.archive import is_archive
 from medseg.io.files import split_suffix
@@ -26,7 +28,7 @@ from medseg.io.read import GRID_TOLERANCE, read_labels, read_volume
 from medseg.io.volume import Volume
 from medseg.io.write import NIFTI_SUFFIXES, OutputSet
 from medseg.report.palette import label_colours
-from medseg.review.derived import LARGE_VOXELS, REDUCED, write_reduced
+from medseg.review.derived import LARGE_VOXELS, REDUCED, made_once, write_image, write_reduced
 from medseg.review.masks import screen_values, sha256_of, write_grid, write_map, write_mask
 from medseg.review.saving import adopt
 from medseg.review.store.models import Case, Label, Prediction, User, new_id
@@ -34,6 +36,7 @@ from medseg.review.store.repo import Store
 
 log = logging.getLogger(__name__)
 
+_MANY = 10_000  # more channels than any bundle has
 EXPORTS = "exports"
 """Folder inside the data folder for data sets that the page exports."""
 
@@ -58,8 +61,9 @@ def import_folder(
 ) -> Import:
     """Add the scans of a folder, with the segmentations ``<name>_seg.nii.gz`` that lie beside them.
 
-    Scans stay where they are; what is no NIfTI volume of one channel is converted into the data folder. When the folder
-    is the data folder itself, what the store keeps in it is left out.
+    A label map ``<name>_label.nii.gz`` beside a scan becomes the reference to compare with. Scans stay where they are;
+    what is no NIfTI volume of one channel is converted into the data folder. When the folder is the data folder itself,
+    what the store keeps in it is left out.
 
     Args:
         store: the store.
@@ -109,6 +113,9 @@ def import_batch(store: Store, output: Path, scans: Sequence[Path], *, channels:
         raise InputError(output, "no finished case of medseg batch here", "give the folder that holds run.jsonl")
     found = find_cases(scans, channels=channels, recursive=True, output=output)
     files = {case.name: case.scans for case in found.cases if case.name in done}
+    if done - set(files):  # files CASE_0000, CASE_0001 ... are one case of a bundle with several channels or phases
+        grouped = find_cases(scans, channels=_MANY, partial=True, recursive=True, output=output)
+        files |= {case.name: case.scans for case in grouped.cases if case.name in done - set(files)}
     lost = [f"{name}: its scan was not found" for name in sorted(done - set(files))]
     made = _import(store, files, {name: labels_path(output, name) for name in files}, by=by)
     return Import(made.added, made.known, (*lost, *made.problems))
@@ -129,32 +136,38 @@ def import_upload(store: Store, file: Path, *, name: str, by: User) -> Case:
     return add_scan(store, (file,), name=name, by=by, copy=True)
 
 
-def add_scan(store: Store, scans: Sequence[Path], *, name: str, by: User, copy: bool = False) -> Case:
+def add_scan(
+    store: Store, scans: Sequence[Path], *, name: str, by: User, copy: bool = False, record: Record | None = None
+) -> Case:
     """Add one scan as a case.
 
     Args:
         store: the store.
-        scans: one file or folder, or one for each channel; the first is shown.
+        scans: one file or folder, or one for each channel.
         name: pseudonym.
         by: who adds it.
         copy: also copy the scan into the data folder: a NIfTI file without the identity that its header may hold,
             DICOM as it is, beside an image without identity.
+        record: of a run on it, which knows the phase of the reference: this one is shown, otherwise the first channel.
 
     Raises:
         InputError, MemoryBudgetError: as `read_volume`; nothing is left behind.
         PermissionError: a reader may not.
     """
-    volume = read_volume(scans[0])
+    file, channel = _shown(scans, record)
+    volume = read_volume(file)
+    if 0 < channel < len(volume.data):
+        volume = replace(volume, data=volume.data[channel:])
     case_id = new_id()
     folder = store.folder / case_id
     folder.mkdir(mode=0o700)
     try:
-        kept = split_suffix(scans[0])[1].lower() in {".nii", ".nii.gz"} and len(volume.data) == 1
+        kept = split_suffix(file)[1].lower() in {".nii", ".nii.gz"} and len(volume.data) == 1 and not channel
         if copy or not kept or volume.source.format != "nifti":
             image = _convert(folder / "image.nii.gz", volume)
             sha256 = sha256_of(image)
         else:
-            image, sha256 = scans[0].absolute(), volume.source.sha256
+            image, sha256 = file.absolute(), volume.source.sha256
         grid = write_grid(folder / "grid.nii.gz", volume)
         if volume.data[0].size > LARGE_VOXELS:
             write_reduced(folder / REDUCED, volume)
@@ -193,6 +206,8 @@ def add_result(
     runtime_s: float | None = None,
     device: str = "",
     uncertainty: np.ndarray[Any, np.dtype[np.floating]] | None = None,
+    evidence: np.ndarray[Any, np.dtype[np.floating]] | None = None,
+    phases: PhaseVolume | None = None,
     by: User,
 ) -> Prediction:
     """Keep a model's label map; the first one of a case gives it its label table and its first version.
@@ -208,6 +223,8 @@ def add_result(
         runtime_s: seconds that it took.
         device: on which it ran.
         uncertainty: entropy (X, Y, Z) of each voxel, 0 (sure) to 1.
+        evidence: where a diagnosis sees its evidence (X, Y, Z), 0 to 1.
+        phases: what the network saw, on the image's grid; kept to be looked at where there are several.
         by: who asked for it.
 
     Raises:
@@ -223,6 +240,10 @@ def add_result(
     if uncertainty is not None:
         unsure = path.with_name(f"uncertainty_{prediction_id}.nii.gz")
         write_map(unsure, uncertainty, grid)
+    seen = None
+    if evidence is not None:
+        seen = path.with_name(f"evidence_{prediction_id}.nii.gz")
+        write_map(seen, evidence, grid)
     prediction = Prediction(
         id=prediction_id,
         case_id=case_id,
@@ -234,10 +255,22 @@ def add_result(
         runtime_s=runtime_s,
         device=device,
     )
-    store.add_prediction(prediction, mask=path, uncertainty=unsure, by=by)
+    kept = {} if phases is None else _keep_phases(path.parent, prediction_id, phases)
+    store.add_prediction(prediction, mask=path, uncertainty=unsure, evidence=seen, phases=kept, by=by)
     if store.set_labels(case_id, label_table(case_id, shown), by=by) and case.revision == 0:
         adopt(store, prediction_id, base_revision=0, by=by)
     return prediction
+
+
+def _keep_phases(folder: Path, prediction_id: str, volume: PhaseVolume) -> dict[str, Path]:
+    """Write the phases that are there as images of their own, each on the reference's grid; none for a single one."""
+    kept: dict[str, Path] = {}
+    there = [channel for channel, phase in enumerate(volume.phases) if phase is not None]
+    for channel in there if len(there) > 1 else ():
+        path = folder / f"phase_{prediction_id}_{channel}.nii.gz"
+        made_once(path, partial(write_image, data=volume.data[channel], affine=volume.affine, whole=True))
+        kept[volume.names[channel]] = path
+    return kept
 
 
 def add_reference(store: Store, case_id: str, file: Path, *, by: User) -> None:
@@ -279,21 +312,39 @@ def _import(store: Store, scans: Mapping[str, Sequence[Path]], results: Mapping[
         if files[0].absolute() in there:
             known += 1
             continue
+        result = results[name]
+        record = _record(result.with_name(split_suffix(result)[0] + ".json")) if result.exists() else None
         try:
-            case = add_scan(store, files, name=name, by=by)
+            case = add_scan(store, files, name=name, by=by, record=record)
         except MedsegError as error:
             problems.append(f"{name}: {error.problem}")
             continue
         added.append(case.id)
         try:
-            _add_file(store, case, results[name], by=by)
+            _add_file(store, case, result, record, by=by)
         except MedsegError as error:
-            problems.append(f"{results[name].name}: {error.problem}")
+            problems.append(f"{result.name}: {error.problem}")
+        if (reference := label_map_of(files[0])) is not None:
+            try:
+                add_reference(store, case.id, reference, by=by)
+            except MedsegError as error:
+                problems.append(f"{reference.name}: {error.problem}")
     log.info("imported %d cases, %d known, %d problems", len(added), known, len(problems))
     return Import(tuple(added), known, tuple(problems))
 
 
-def _add_file(store: Store, case: Case, mask: Path, *, by: User) -> None:
+def _shown(scans: Sequence[Path], record: Record | None) -> tuple[Path, int]:
+    """The file that is shown of a scan, and its channel: the reference of a diagnosis, whose grid the result has."""
+    phases = record.diagnosis.phases if record is not None and record.diagnosis is not None else ()
+    for place, phase in enumerate(phases):
+        if phase.reference and len(scans) == 1 and len(phases) > 1:
+            return scans[0], place
+        if phase.reference:
+            return next((scan for scan in scans if scan.name == phase.file), scans[0]), 0
+    return scans[0], 0
+
+
+def _add_file(store: Store, case: Case, mask: Path, record: Record | None, *, by: User) -> None:
     """Add the segmentation file of a scan, if there is one.
 
     Raises:
@@ -302,7 +353,6 @@ def _add_file(store: Store, case: Case, mask: Path, *, by: User) -> None:
     if not mask.exists():
         return
     labels = _on_grid(store, case, mask)
-    record = _record(mask.with_name(split_suffix(mask)[0] + ".json"))
     found = sorted({int(value) for value in np.unique(labels)} - {0})
     names = {value: f"label {value}" for value in found}
     if record is None:
@@ -319,18 +369,19 @@ def _add_file(store: Store, case: Case, mask: Path, *, by: User) -> None:
         record=record.model_dump(mode="json"),
         runtime_s=sum(record.seconds.values()),
         device=record.device,
-        uncertainty=_uncertainty(mask, labels.shape),
+        uncertainty=_map(mask, "uncertainty", labels.shape),
+        evidence=_map(mask, "evidence", labels.shape),
         by=by,
     )
 
 
-def _uncertainty(mask: Path, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.floating]] | None:
-    """The map of entropy that `medseg batch` wrote beside a segmentation; None without one.
+def _map(mask: Path, kind: str, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.floating]] | None:
+    """The map of uncertainty or evidence that `medseg batch` wrote beside a segmentation; None without one.
 
     Raises:
         InputError: it cannot be read, or has another shape.
     """
-    file = mask.with_name(f"{split_suffix(mask)[0]}_uncertainty.nii.gz")
+    file = mask.with_name(f"{split_suffix(mask)[0]}_{kind}.nii.gz")
     if not file.exists():
         return None
     found = read_volume(file)

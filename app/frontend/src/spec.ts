@@ -9,6 +9,7 @@ export type Phase = 'loading' | 'preview' | 'ready' | 'error'
 export interface ImageSpec {
   url: string
   name: string
+  source: string
   preview_url: string | null
   poster_url: string | null
 }

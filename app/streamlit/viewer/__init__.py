@@ -42,10 +42,12 @@ class Image(_Spec):
         preview_url: a copy averaged by 2 along each axis, shown until the full one has come. Its grid covers the same
             space; it is never drawn on.
         poster_url: a PNG shown until the first voxels have come.
+        source: tells images of one case on one grid apart, e.g. phases; when it changes, the grey values alone do.
     """
 
     url: str
     name: str = Field(pattern=r"\.nii(\.gz)?$")
+    source: str = ""
     preview_url: str | None = None
     poster_url: str | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,14 +13,13 @@ from viewer import Conflict
 
 from medseg.review import saving
 from medseg.review.compare import Segmentation, legend
-from medseg.review.store.models import Case, Label
+from medseg.review.store.models import Case, Label, Prediction
 from medseg.review.store.repo import Conflict as StoredConflict
 from medseg.review.structures import Measurements
 from medseg.review.worklist import label_table
 
 _VERDICTS = {"accepted": "Accept", "needs correction": "Needs correction", "rejected": "Reject"}
 _HISTORY_SHOWN = 30
-_FINDINGS_SHOWN = 10
 _FLAGS = {
     "organ_not_found": "The organ was not found.",
     "disagreement": "Class and segmentation disagree: look again.",
@@ -50,7 +50,7 @@ def structures(ctx: Context, case: Case, shown: Segmentation | None, found: Meas
         if picked != _hex(row):
             st.session_state.setdefault("colours", {})[active] = picked
             st.rerun()
-    st.slider("Opacity (%)", 0, 100, 50, key="opacity")
+    st.slider("Opacity (%)", 0, 100, key="opacity")
     _maps(ctx, case, shown)
     _table(case, rows, found)
 
@@ -120,8 +120,16 @@ def _show_only(names: Mapping[int, str], wanted: Sequence[int] | None) -> None:
 def _maps(ctx: Context, case: Case, shown: Segmentation | None) -> None:
     """Switches of the maps of numbers, where a model left some."""
     prediction = ctx.prediction_of(case, shown)
-    if prediction is not None and prediction.uncertainty_path:
-        st.toggle("Uncertainty", key="uncertainty", help="Entropy of the model's probabilities, 0.1 to 1")
+    if prediction is None:
+        return
+    with st.container(horizontal=True, gap="medium"):
+        if prediction.uncertainty_path:
+            st.toggle("Uncertainty", key="uncertainty", help="Entropy of the model's probabilities, 0.1 to 1")
+        if prediction.evidence_path:
+            named = prediction.record["diagnosis"]["named"]
+            st.toggle(
+                f"Evidence: {named}", key="evidence", help=f"What speaks for {named}, from 0.2 to 1: a learned map"
+            )
 
 
 def _first_table(ctx: Context, case: Case) -> None:
@@ -152,7 +160,8 @@ def lesions(
     """The connected pieces; a click moves the crosshair. Above them the diagnosis, where a model made one."""
     made = ctx.prediction_of(case, shown)
     if made is not None and made.record.get("diagnosis"):
-        diagnosis(made.record["diagnosis"], go)
+        diagnosis(made, go, corrected=shown is not None and shown.kind != "prediction" and not _as_made(ctx, shown))
+        _maps(ctx, case, shown)
     if found is None or not found.lesions:
         st.info("Nothing is labelled.")
         return
@@ -198,41 +207,91 @@ def lesions(
     st.caption("A click moves the crosshair; J and K go to the next and the one before.")
 
 
-def diagnosis(found: Mapping[str, Any], go: Callable[..., None]) -> None:
-    """The class of the patient, as the run's record holds it, with and without what is known of the patient.
+def diagnosis(made: Prediction, go: Callable[..., None], *, corrected: bool) -> None:
+    """The class of the patient, with and without what is known of the patient, and the lesions that it was found on.
 
     Args:
-        found: `medseg.inference.record.DiagnosisRecord` as JSON.
+        made: whose record holds a diagnosis.
         go: sends the viewer a command.
+        corrected: the segmentation that is shown is not the model's own any more.
     """
-    st.markdown(f"**{found['classes'][found['named']]}** is the most probable class.")
-    known, alone = found["probabilities"], found["probabilities_without_metadata"]
-    order = sorted(known, key=lambda code: -known[code])
-    bar = {"format": "percent", "min_value": 0.0, "max_value": 1.0}
-    st.dataframe(
-        [{"class": found["classes"][code], "with": known[code], "without": alone[code]} for code in order],
-        key="diagnosis",
-        hide_index=True,
-        column_config={
-            "class": st.column_config.TextColumn(width=120),
-            "with": st.column_config.ProgressColumn(width=95, help="with age and sex where they are known", **bar),
-            "without": st.column_config.ProgressColumn(width=95, help="without age and sex", **bar),
-        },
-    )
-    if found["missing"]:
-        st.caption(f"Not known: {', '.join(found['missing'])}.")
+    found = made.record["diagnosis"]
+    named = found["named"]
+    st.markdown(f"**{found['classes'][named]}** ({named}) is the most probable class.")
+    st.caption(f":orange[{made.record['disclaimer']}]")
+    if corrected:
+        st.caption("Of the model's own segmentation, before it was corrected.")
+    st.html(_bars(found))
+    for text, facts in (("Not known", found["missing"]), ("From the DICOM header", found.get("from_header"))):
+        if facts:
+            st.caption(f"{text}: {', '.join(facts)}.")
     for flag in found["flags"]:
-        st.warning(_FLAGS[flag])
-    for number, one in enumerate(found["findings"][:_FINDINGS_SHOWN], start=1):
-        longest = max((diameter["longest_mm"] for diameter in one["diameters"]), default=0.0)
-        if st.button(
-            f"{one['type']}, {one['part']}: {one['volume_ml']:.1f} ml, {longest:.0f} mm, {one['confidence']:.0%}",
-            key=f"finding_{number}",
-            help="Go to where the model is surest",
-            width="stretch",
-        ):
-            go("goto", vox=one["peak_voxel"])
-            st.rerun()
+        st.warning(_FLAGS[flag], icon=":material/warning:")
+    if found.get("evidence") and named == next(iter(found["classes"])):
+        st.caption(f"{named} has no lesion: its evidence map was not trained and shows nothing.")
+    _findings(made, go)
+
+
+def _bars(found: Mapping[str, Any]) -> str:
+    """Two bars for each class, the most probable one first: all that is known, and without age and sex."""
+    known, blind = found["probabilities"], found["probabilities_without_metadata"]
+    rows = [f"<span>{text}</span><span></span>" for text in ("all that is known", "without age and sex")]
+    for code in sorted(known, key=lambda code: -known[code]):
+        rows.append(f"<span style='grid-column:1/-1;margin-top:4px'>{html.escape(found['classes'][code])}</span>")
+        for value, colour in ((known[code], "#56b4e9"), (blind[code], "#8b95a3")):
+            bar = f"<div style='width:{100 * value:.1f}%;height:8px;border-radius:2px;background:{colour}'></div>"
+            rows.append(f"<div style='background:#8884;border-radius:2px'>{bar}</div>")
+            rows.append(f"<span style='text-align:right'>{value:.1%}</span>")
+    grid = "display:grid;grid-template-columns:1fr 46px 1fr 46px;column-gap:6px;align-items:center"
+    return f"<div style='{grid};font-size:13px;line-height:1.3'>{''.join(rows)}</div>"
+
+
+def _findings(made: Prediction, go: Callable[..., None]) -> None:
+    """The lesions of the diagnosis, measured; a click moves the crosshair to where the model is surest."""
+    rows = made.record["diagnosis"]["findings"]
+    if not rows:
+        st.caption("No lesion of 0.3 ml or more.")
+        return
+    planes = ("axial", "coronal", "sagittal")
+    cells = []
+    for row in rows:
+        sizes = {one["plane"]: f"{one['longest_mm']:.0f} x {one['short_mm']:.0f}" for one in row["diameters"]}
+        cells.append(
+            {"type": row["type"], "part": row["part"], "ml": row["volume_ml"]}
+            | {f"{plane} mm": sizes.get(plane, "-") for plane in planes}
+            | {"prob.": row["confidence"]}
+        )
+    key = f"findings_{made.id}"
+
+    def picked() -> None:
+        chosen = st.session_state[key]["selection"]
+        places = [*chosen["rows"], *(place for place, _ in chosen["cells"])]
+        if places:
+            go("goto", vox=rows[places[0]]["peak_voxel"])
+
+    st.dataframe(
+        cells,
+        key=key,
+        hide_index=True,
+        on_select=picked,
+        selection_mode=["single-row", "single-cell"],
+        column_config={
+            "type": st.column_config.TextColumn(width=44),
+            "part": st.column_config.TextColumn(width=42),
+            "ml": st.column_config.NumberColumn(format="%.1f", width=40),
+            **{
+                f"{plane} mm": st.column_config.TextColumn(plane, width=54, help="longest and across it, mm")
+                for plane in planes
+            },
+            "prob.": st.column_config.NumberColumn(format="%.2f", width=42, help="highest probability of a lesion"),
+        },
+        height=min(38 + 35 * len(cells), 178),
+    )
+
+
+def _as_made(ctx: Context, shown: Segmentation) -> bool:
+    """Whether a version or draft holds a model's output as it was."""
+    return ctx.store.mask(shown.id).prediction_id is not None
 
 
 # --- verdict ----------------------------------------------------------------------------------------------------------

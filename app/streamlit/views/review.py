@@ -18,6 +18,7 @@ from views import exports, panel
 
 KEY = "viewer"
 PANEL_WIDTH = 360
+_KEPT = {"opacity": 50, "uncertainty": False, "evidence": False}
 LARGE_VOXELS = 12_000_000
 """A scan of more voxels is shown from a smaller copy until it has come."""
 
@@ -29,15 +30,18 @@ def render(ctx: Context) -> None:
         st.info("No case is open. Choose one in the worklist.")
         return
     st.query_params["case"] = case.id
+    for key, first in _KEPT.items():  # Streamlit forgets switches while another tab hides them
+        st.session_state[key] = st.session_state.get(key, first)
     _sidebar(ctx, case)
     shown = _shown(ctx, case)
+    phase = _phase(ctx, case, shown)
     with st.container(horizontal=True, wrap=False, gap="small"):
         left = st.container(width="stretch", key="viewer_column")
         right = st.container(width=PANEL_WIDTH, key="panel_column")
     known = st.session_state.get("measured")
     found: Measurements | None = known[1] if known and shown and known[0] == (case.id, shown.id) else None
     with left:
-        events = viewer(_spec(ctx, case, shown, found), key=KEY)
+        events = viewer(_spec(ctx, case, shown, found, phase), key=KEY)
     _react(ctx, case, events)
     with right:
         tabs = st.tabs(["Structures", "Lesions", "Verdict", "History", "Export"], key="panel", on_change="rerun")
@@ -86,6 +90,20 @@ def _shown(ctx: Context, case: Case) -> Segmentation | None:
         if base := _base(case):
             return segmentation(ctx.store, case.id, ctx.store.version(case.id, base).id)
     return None
+
+
+def _phase(ctx: Context, case: Case, shown: Segmentation | None) -> tuple[str, int] | None:
+    """Prediction and number of the phase that the viewer shows, of those that a diagnosis was made from."""
+    made = ctx.prediction_of(case, shown)
+    if made is None or not made.phase_paths:
+        return None
+    names = list(made.phase_paths)
+    reference = next(phase["name"] for phase in made.record["diagnosis"]["phases"] if phase["reference"])
+    with st.sidebar:
+        chosen = st.segmented_control(
+            "Phase", names, default=reference, required=True, key=f"phase_{made.id}", help="As the network saw it"
+        )
+    return made.id, names.index(chosen)
 
 
 def _base(case: Case) -> int:
@@ -214,7 +232,9 @@ def send(
     st.session_state.cmd = Command(id=number, type=kind, vox=place, revision=revision, draft_id=draft_id)
 
 
-def _spec(ctx: Context, case: Case, shown: Segmentation | None, found: Measurements | None) -> ViewerSpec:
+def _spec(
+    ctx: Context, case: Case, shown: Segmentation | None, found: Measurements | None, phase: tuple[str, int] | None
+) -> ViewerSpec:
     """What the viewer shows."""
     current = shown is None or st.session_state.get("shown") is None
     rows = panel.labels_of(ctx, case, shown)
@@ -248,7 +268,7 @@ def _spec(ctx: Context, case: Case, shown: Segmentation | None, found: Measureme
         )
     return ViewerSpec(
         case_id=case.id,
-        image=image_of(ctx, case),
+        image=image_of(ctx, case, phase),
         mask=mask,
         overlays=_overlays(ctx, case, shown),
         modality="CT" if case.modality == "CT" else "MR",
@@ -270,12 +290,14 @@ def _spec(ctx: Context, case: Case, shown: Segmentation | None, found: Measureme
     )
 
 
-def image_of(ctx: Context, case: Case) -> Image:
-    """The scan of a case; a large one has a smaller copy that is shown until it has come."""
+def image_of(ctx: Context, case: Case, phase: tuple[str, int] | None = None) -> Image:
+    """The scan of a case, or one of its phases; a large one has a smaller copy that is shown until it has come."""
     large = math.prod(case.shape) > LARGE_VOXELS
+    packed = phase is not None or case.image_path.lower().endswith(".gz")
     return Image(
-        url=ctx.link("volume", case.id),
-        name="image.nii.gz" if case.image_path.lower().endswith(".gz") else "image.nii",
+        url=ctx.link("volume", case.id) if phase is None else ctx.link("phase", phase[0], str(phase[1])),
+        name="image.nii.gz" if packed else "image.nii",
+        source="" if phase is None else f"{phase[0]}.{phase[1]}",
         preview_url=ctx.link("reduced", case.id) if large else None,
         poster_url=ctx.link("poster", case.id),
     )
@@ -286,18 +308,34 @@ def _overlays(ctx: Context, case: Case, shown: Segmentation | None) -> tuple[Ove
     if shown is None:
         return ()
     prediction = ctx.prediction_of(case, shown)
-    if prediction is None or not prediction.uncertainty_path:
+    if prediction is None:
         return ()
-    return (
-        Overlay(
-            id=f"uncertainty-{prediction.id}",
-            url=ctx.link("uncertainty", prediction.id),
-            name="uncertainty.nii.gz",
-            kind="uncertainty",
-            title="uncertainty",
-            visible=bool(st.session_state.get("uncertainty", False)),
-        ),
-    )
+    found = []
+    if prediction.uncertainty_path:
+        found.append(
+            Overlay(
+                id=f"uncertainty-{prediction.id}",
+                url=ctx.link("uncertainty", prediction.id),
+                name="uncertainty.nii.gz",
+                kind="uncertainty",
+                title="uncertainty",
+                visible=bool(st.session_state.get("uncertainty", False)),
+            )
+        )
+    if prediction.evidence_path:
+        found.append(
+            Overlay(
+                id=f"evidence-{prediction.id}",
+                url=ctx.link("evidence", prediction.id),
+                name="evidence.nii.gz",
+                kind="evidence",
+                title=f"evidence: {prediction.record['diagnosis']['named']}",
+                colormap="viridis",
+                range=(0.2, 1.0),
+                visible=bool(st.session_state.get("evidence", False)),
+            )
+        )
+    return tuple(found)
 
 
 def _react(ctx: Context, case: Case, events: ViewerEvents) -> None:

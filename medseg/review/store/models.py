@@ -158,6 +158,8 @@ class Prediction(Base):
     Attributes:
         labels: value (as text) to name.
         record: the run's record, as its JSON file holds it.
+        evidence_path: where a diagnosis sees its evidence, or "".
+        phase_paths: name of a phase to its image on the case's grid, as the network saw it; empty for one phase.
     """
 
     __tablename__ = "predictions"
@@ -169,6 +171,8 @@ class Prediction(Base):
     mask_path: Mapped[str] = mapped_column(Text)
     mask_sha256: Mapped[str] = mapped_column(String(64))
     uncertainty_path: Mapped[str] = mapped_column(Text, default="")
+    evidence_path: Mapped[str] = mapped_column(Text, default="", server_default="")
+    phase_paths: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
     labels: Mapped[dict[str, Any]]
     record: Mapped[dict[str, Any]]
     runtime_s: Mapped[float | None]

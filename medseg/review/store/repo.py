@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -368,7 +368,16 @@ class Store:
             _log(session, by.id, "labels_set", case_id, case.revision, {str(row.value): row.name for row in labels})
         return True
 
-    def add_prediction(self, prediction: Prediction, *, mask: Path, uncertainty: Path | None, by: User) -> Prediction:
+    def add_prediction(
+        self,
+        prediction: Prediction,
+        *,
+        mask: Path,
+        uncertainty: Path | None,
+        evidence: Path | None = None,
+        phases: Mapping[str, Path] | None = None,
+        by: User,
+    ) -> Prediction:
         """Keep what a model made of a case; the files are there already.
 
         Raises:
@@ -376,6 +385,8 @@ class Store:
         """
         prediction.mask_path = self._stored(mask)
         prediction.uncertainty_path = self._stored(uncertainty) if uncertainty is not None else ""
+        prediction.evidence_path = self._stored(evidence) if evidence is not None else ""
+        prediction.phase_paths = {name: self._stored(path) for name, path in (phases or {}).items()}
         with self._writing() as session:
             _allow(session, by, "reviewer")
             case = _found(session.get(Case, prediction.case_id), "case")
@@ -480,6 +491,10 @@ class Store:
             session.add(row)
             session.flush()
             detail = {"draft": row.id, "sha256": mask.sha256, "yours": base_revision, "theirs": case.revision}
+            if draft_id is not None:  # its drawing lives on in the new draft
+                with suppress(InputError):
+                    _settle(session, draft_id, case_id, "dropped")
+                    detail["replaces"] = draft_id
             _log(session, by.id, "save_conflict", case_id, case.revision, detail)
             return _conflict(session, case, base_revision, row.id)
 
@@ -650,6 +665,7 @@ class Store:
             job = _found(session.get(Job, job_id), "job")
             job.state, job.message, job.code, job.ended_at = state, message, code, now()
             job.prediction_id = prediction_id
+            job.options = _without_patient(job.options)
             if state == "done":
                 job.progress = 1.0
             _log(session, job.created_by, f"job_{state}", job.case_id, None, {"job": job_id, "code": code})
@@ -668,6 +684,7 @@ class Store:
             job.cancel = True
             if job.state == "queued":
                 job.state, job.ended_at, job.message = "cancelled", now(), "cancelled before it began"
+                job.options = _without_patient(job.options)
             _log(session, by.id, "job_cancel", job.case_id, None, {"job": job_id})
 
     def end_lost_jobs(self, worker: str) -> int:
@@ -809,6 +826,11 @@ def _conflict(session: Session, case: Case, yours: int, draft_id: str) -> Confli
     ).first()
     by, at = (row[0], row[1].isoformat(timespec="seconds")) if row else ("", "")
     return Conflict(yours, case.revision, by, at, draft_id)
+
+
+def _without_patient(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run that has ended: age and sex are known no longer than they are needed."""
+    return {name: value for name, value in options.items() if name != "patient"}
 
 
 def _lock_chain(session: Session) -> None:
