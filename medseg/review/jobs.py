@@ -12,7 +12,7 @@ from typing import Any
 
 from medseg.errors import MedsegError
 from medseg.io.patients import told_facts
-from medseg.review.store.models import Job, User
+from medseg.review.store.models import Case, Job, User
 from medseg.review.store.repo import Store
 from medseg.review.worklist import add_result
 
@@ -168,7 +168,7 @@ class JobQueue:
 
         asked = job.options
         phases, patient = asked.get("phases") or {}, asked.get("patient")
-        sources = [self._store.case(one).sources[0] for one in phases.values()] if phases else case.sources
+        sources = [_single(self._store.case(one)) for one in phases.values()] if phases else case.sources
         files = [self._store.file(source) for source in sources]
         result = infer(
             files if len(files) > 1 else files[0],
@@ -200,3 +200,8 @@ class JobQueue:
             by=by,
         )
         return prediction.id
+
+
+def _single(case: Case) -> str:
+    """The file that stands for a case as one phase: the one that is shown, where it is one of several."""
+    return case.image_path if case.image_path in case.sources else case.sources[0]
