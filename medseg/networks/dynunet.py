@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from medseg.networks.facts import Facts
 from medseg.networks.fit import Fit, strided_window
+from medseg.networks.layers.conv_unet import check_image
 
 
 class DynUNet(monai_dynunet.DynUNet):
@@ -80,27 +81,9 @@ class DynUNet(monai_dynunet.DynUNet):
         del self.skip_layers  # the same blocks once more
         self.divisor = _divisor(steps, spatial_dims)
 
-    def check_input(self, shape: Sequence[int]) -> None:
-        """Refuse an image that the network cannot take.
-
-        Args:
-            shape: (B, C, ...) of the image.
-
-        Raises:
-            ValueError: wrong number of axes or channels, or a size that the strides do not divide.
-        """
-        if len(shape) != self.spatial_dims + 2 or shape[1] != self.in_channels:
-            wanted = f"{self.in_channels} channels and {self.spatial_dims} axes"
-            raise ValueError(f"DynUNet: image of shape {tuple(shape)}; it takes {wanted}")
-        size = tuple(shape[2:])
-        if any(n % step or n == 0 for n, step in zip(size, self.divisor, strict=True)):
-            raise ValueError(f"DynUNet: size {size}; each axis must be a multiple of {self.divisor}")
-        if size == self.divisor:  # the instance norm at the bottleneck needs more than one element
-            raise ValueError(f"DynUNet: size {size}; at least one axis must be larger than {self.divisor}")
-
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits of an image; see the class for shapes."""
-        self.check_input(x.shape)
+        check_image("DynUNet", x.shape, self.in_channels, self.divisor)
         skips = [self.input_block(x)]
         for downsample in self.downsamples:
             skips.append(downsample(skips[-1]))

@@ -251,6 +251,29 @@ class UNetDecoder(nn.Module):
         return logits
 
 
+def check_image(name: str, shape: Sequence[int], in_channels: int, divisor: Sequence[int]) -> None:
+    """Refuse an image that a U-Net cannot take.
+
+    Args:
+        name: what messages call the network.
+        shape: (B, C, ...) of the image.
+        in_channels: that the network takes.
+        divisor: product of the strides per axis.
+
+    Raises:
+        ValueError: wrong number of axes or channels, or a size that the strides do not divide.
+    """
+    wanted, size = tuple(divisor), tuple(shape[2:])
+    if len(size) != len(wanted) or shape[1] != in_channels:
+        raise ValueError(
+            f"{name}: image of shape {tuple(shape)}; it takes {in_channels} channels and {len(wanted)} axes"
+        )
+    if any(n % step or n == 0 for n, step in zip(size, wanted, strict=True)):
+        raise ValueError(f"{name}: size {size}; each axis must be a multiple of {wanted}")
+    if size == wanted:  # the instance norm at the bottleneck needs more than one element
+        raise ValueError(f"{name}: size {size}; at least one axis must be larger than {wanted}")
+
+
 class ConvUNet(nn.Module):
     """An encoder of any blocks and nnU-Net's decoder.
 
@@ -286,32 +309,14 @@ class ConvUNet(nn.Module):
         deep_supervision: bool,
     ) -> None:
         super().__init__()
-        self._name, self.in_channels, self.spatial_dims = name, in_channels, style.spatial_dims
+        self._name, self.in_channels = name, in_channels
         self.divisor, self.deep_supervision = stages.divisor, deep_supervision
         self.encoder = encoder
         self.decoder = UNetDecoder(style, stages, decoder_depths, out_channels)
         self.apply(_initialize)
 
-    def check_input(self, shape: Sequence[int]) -> None:
-        """Refuse an image that the network cannot take.
-
-        Args:
-            shape: (B, C, ...) of the image.
-
-        Raises:
-            ValueError: wrong number of axes or channels, or a size that the strides do not divide.
-        """
-        if len(shape) != self.spatial_dims + 2 or shape[1] != self.in_channels:
-            wanted = f"{self.in_channels} channels and {self.spatial_dims} axes"
-            raise ValueError(f"{self._name}: image of shape {tuple(shape)}; it takes {wanted}")
-        size = tuple(shape[2:])
-        if any(n % step or n == 0 for n, step in zip(size, self.divisor, strict=True)):
-            raise ValueError(f"{self._name}: size {size}; each axis must be a multiple of {self.divisor}")
-        if size == self.divisor:  # the instance norm at the bottleneck needs more than one element
-            raise ValueError(f"{self._name}: size {size}; at least one axis must be larger than {self.divisor}")
-
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        self.check_input(x.shape)
+        check_image(self._name, x.shape, self.in_channels, self.divisor)
         every_level = self.training and self.deep_supervision
         *coarser, finest = self.decoder(self.encoder(x), every_level=every_level)
         if not every_level:
