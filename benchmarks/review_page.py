@@ -88,9 +88,9 @@ def memory_mb(pid: int) -> tuple[float, float]:
 class Server:
     """A running `medseg review`, and links that it takes."""
 
-    def __init__(self, process: subprocess.Popen[bytes], address: str, data: Path, key: bytes) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], address: str, store: Store, key: bytes) -> None:
         self.pid, self.address = process.pid, address
-        self.store, self.signer = Store.in_folder(data), Signer(key)
+        self.store, self.key, self.signer = store, key, Signer(key)
         self.user = self.store.sign_in("local:benchmark", "Benchmark")
 
     def get(self, purpose: Purpose, target: str) -> int:
@@ -110,21 +110,22 @@ class Server:
 
 
 @contextmanager
-def serving(scans: Path, data: Path) -> Iterator[Server]:
-    """A server whose scans are imported."""
+def serving(scans: Path, data: Path, *, database: str = "") -> Iterator[Server]:
+    """A server whose scans are imported, with SQLite in the data folder unless a database is given."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     key = secrets.token_hex(32)
     command = [sys.executable, "-m", "medseg", "review", str(scans), "--data", str(data), "--port", str(port)]
+    command += ["--database", database] if database else []
+    address = f"http://127.0.0.1:{port}"
     environment = {**os.environ, "MEDSEG_REVIEW_KEY": key, "MEDSEG_REVIEW_TEST": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603
     try:
         wanted = len([path for path in scans.iterdir() if not path.name.endswith("_seg.nii.gz")])
-        while not (data / "review.sqlite").exists():
+        while not _answers(process, f"{address}/medseg/healthz"):
             time.sleep(0.2)
-        time.sleep(2)
-        server = Server(process, f"http://127.0.0.1:{port}", data, key.encode())
+        server = Server(process, address, Store(database, data) if database else Store.in_folder(data), key.encode())
         while len(server.store.worklist()) < wanted or any(
             row.case.revision == 0 and (scans / f"{row.case.name}_seg.nii.gz").exists()
             for row in server.store.worklist()
@@ -135,6 +136,21 @@ def serving(scans: Path, data: Path) -> Iterator[Server]:
     finally:
         process.terminate()
         process.wait(timeout=60)
+
+
+def _answers(process: subprocess.Popen[bytes], address: str) -> bool:
+    if process.poll() is not None:
+        raise SystemExit("the server ended")
+    try:
+        urllib.request.urlopen(address).close()  # noqa: S310 - our own server
+    except OSError:
+        return False
+    return True
+
+
+def load_of_the_machine() -> str:
+    """For the head of what is printed."""
+    return f"load of the machine before: {', '.join(f'{one:.1f}' for one in os.getloadavg())}, {os.cpu_count()} cores"
 
 
 def measure_requests(server: Server) -> None:
@@ -212,9 +228,7 @@ def main() -> None:
                     shutil.copy(mask, folder / f"{stem}_seg.nii.gz")
         if not options.scans:
             write_phantom(folder)
-        print(
-            f"load of the machine before: {', '.join(f'{one:.1f}' for one in os.getloadavg())}, {os.cpu_count()} cores"
-        )
+        print(load_of_the_machine())
         with serving(folder, Path(name) / "data") as server:
             measure_requests(server)
             if not options.no_browser:

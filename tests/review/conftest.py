@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import os
-import pwd
-import shutil
-import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,17 +11,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
+from benchmarks.postgres_server import postgres_server, programs
 from medseg.review.store.models import User, new_id
 from medseg.review.store.postgres import postgres_engine
 from medseg.review.store.repo import NewMask, Store
-
-
-def _postgres_folder() -> Path | None:
-    """Where initdb and pg_ctl are; Debian keeps them off the PATH."""
-    found = shutil.which("initdb")
-    if found:
-        return Path(found).resolve().parent
-    return next((path.parent for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)), None)
 
 
 @pytest.fixture(autouse=True)
@@ -42,32 +31,11 @@ def postgres() -> Iterator[str]:
     if given := os.environ.get("MEDSEG_TEST_PG"):
         yield given
         return
-    binaries = _postgres_folder()
+    binaries = programs()
     if binaries is None:
         pytest.skip("no PostgreSQL server here (initdb not found; Debian package postgresql), nor MEDSEG_TEST_PG")
-    as_other: dict[str, str] = {}
-    if os.getuid() == 0:  # the server refuses to run as root
-        names = {entry.pw_name for entry in pwd.getpwall()}
-        as_other = {"user": "postgres" if "postgres" in names else "nobody"}
-    root = Path(tempfile.mkdtemp(prefix="medseg-pg-", dir="/tmp"))
-    try:
-        if as_other:
-            shutil.chown(root, as_other["user"])
-        options = {"check": True, "capture_output": True, "cwd": root, **as_other}
-        data = str(root / "data")
-        subprocess.run(
-            [binaries / "initdb", "-D", data, "-U", "medseg", "-A", "trust", "-E", "UTF8", "--no-sync"], **options
-        )
-        server = f"-c listen_addresses='' -c unix_socket_directories={root} -c fsync=off -c max_connections=60"
-        subprocess.run(
-            [binaries / "pg_ctl", "-D", data, "-w", "-l", str(root / "log"), "-o", server, "start"], **options
-        )
-        try:
-            yield f"postgresql://medseg@/postgres?host={root}"
-        finally:
-            subprocess.run([binaries / "pg_ctl", "-D", data, "-m", "immediate", "stop"], **options)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+    with postgres_server(binaries, fsync=False) as found:
+        yield found
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -121,6 +121,21 @@ def test_the_second_of_two_saves_is_kept_as_a_draft_and_can_be_saved_on_top(stor
     assert [line.action for line in store.trail(case_id=case)] == ["case_added", "saved", "save_conflict", "saved"]
 
 
+def test_a_draft_that_comes_second_again_is_replaced_by_the_next(store: Store) -> None:
+    anna, ben = store.sign_in("local:anna", "Anna"), store.sign_in("local:ben", "Ben")
+    case = add_case(store, anna)
+    masks = [new_mask(store, case) for _ in range(3)]
+    store.add_version(case, new_mask(store, case), base_revision=0, by=anna)
+    store.add_version(case, masks[0], base_revision=0, by=ben)
+    store.add_version(case, new_mask(store, case), base_revision=1, by=anna)
+    again = store.add_version(case, masks[1], base_revision=1, by=ben, draft_id=masks[0].id)
+    assert isinstance(again, Conflict)
+    assert [draft.id for draft in store.drafts(case)] == [masks[1].id]
+    unknown = store.add_version(case, masks[2], base_revision=1, by=ben, draft_id=masks[0].id)
+    assert isinstance(unknown, Conflict)
+    assert {draft.id for draft in store.drafts(case)} == {masks[1].id, masks[2].id}
+
+
 def test_many_reviewers_save_one_case_and_nothing_is_lost(store: Store, url: str, tmp_path: Path) -> None:
     reviewers, saves = 4, 6
     case = add_case(store, store.sign_in("local:admin", "Admin", role="admin"))
