@@ -16,7 +16,7 @@ from medseg.io.geometry import Affine
 from medseg.io.read import read_volume
 from medseg.io.volume import Volume
 from medseg.review.masks import read_mask
-from medseg.review.store.models import Case, new_id
+from medseg.review.store.models import Case, Prediction, new_id
 from medseg.review.store.repo import Store
 
 REDUCED = "reduced.nii.gz"
@@ -83,6 +83,19 @@ def write_image(path: Path, data: NDArray[np.float32], affine: Affine, *, whole:
     nib.save(nib.Nifti1Image(np.rint(data).astype(np.int16) if fits else data, affine), path)
 
 
+def pictured(case: Case, prediction: Prediction | None) -> str:
+    """Stored path of the image that is looked at and measured: of several phases of a diagnosis the reference.
+
+    Args:
+        case: the case.
+        prediction: that what is shown was made from; None without one.
+    """
+    if prediction is None or not prediction.phase_paths:
+        return case.image_path
+    name = next(phase["name"] for phase in prediction.record["diagnosis"]["phases"] if phase["reference"])
+    return str(prediction.phase_paths[name])
+
+
 def poster(store: Store, case: Case) -> Path:
     """A picture (PNG) of three planes of a case with its current version.
 
@@ -92,7 +105,8 @@ def poster(store: Store, case: Case) -> Path:
     from medseg.report.preview import render_preview
 
     def make(path: Path) -> None:
-        volume = read_volume(store.file(case.image_path))
+        prediction = store.origin(case.id, case.revision) if case.revision else None
+        volume = read_volume(store.file(pictured(case, prediction)))
         stored = store.version(case.id, case.revision).path if case.revision else case.grid_path
         labels, _ = read_mask(store.file(stored), case.shape)
         names = {row.value: row.name for row in store.labels(case.id)}

@@ -14,6 +14,7 @@ import numpy as np
 
 from medseg.bundles.spec import LabelCode
 from medseg.errors import InputError, MedsegError, UsageError
+from medseg.inference.record import DISCLAIMER
 from medseg.io.dicom import check_referable
 from medseg.io.read import is_dicom_input, read_volume
 from medseg.report.segmented import Segmented
@@ -91,8 +92,10 @@ def statement(facts: dict[str, Any]) -> str:
     """The facts of a version on one line, for headers."""
     model = f"{facts['model']} {facts['model_version']}".strip() or "none"
     signed = f"{facts['verdict']} by {facts['reviewer']}, {facts['signed_at']}" if facts["reviewer"] else "not signed"
+    said = facts["model_disclaimer"]
+    own = f"{said} " if said not in {"", DISCLAIMER} else ""
     return (
-        f"{BANNER} Case {facts['case_id']}, version {facts['revision']}, mask SHA-256 {facts['mask_sha256']}; "
+        f"{own}{BANNER} Case {facts['case_id']}, version {facts['revision']}, mask SHA-256 {facts['mask_sha256']}; "
         f"model {model}; {signed}; exported {facts['exported_at']}"
     )
 

@@ -14,7 +14,7 @@ from medseg.errors import UsageError
 from medseg.io.read import read_volume
 from medseg.report.preview import render_preview
 from medseg.review.compare import overlaps, read_segmentation, segmentation
-from medseg.review.derived import HEAVY_WORK
+from medseg.review.derived import HEAVY_WORK, pictured
 from medseg.review.masks import Overlap
 from medseg.review.saving import screenshots
 from medseg.review.store.models import Case, now
@@ -45,12 +45,15 @@ class CaseReport:
         measured: structures and lesions.
         compared: the version against the prediction that it started from; empty without one.
         pictures: PNG of three planes, then those that people took of the version in the viewer.
+        diagnosis: what the model said of the patient, see `medseg.inference.record.DiagnosisRecord`; None where it says
+            nothing. It is not changed by corrections.
     """
 
     facts: dict[str, Any]
     measured: Measurements
     compared: tuple[Overlap, ...]
     pictures: tuple[bytes, ...]
+    diagnosis: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """Everything but the pictures."""
@@ -61,6 +64,7 @@ class CaseReport:
             "structures": [asdict(row) for row in self.measured.structures],
             "lesions": [asdict(row) for row in self.measured.lesions],
             "compared_with_prediction": [asdict(overlap) for overlap in self.compared],
+            "diagnosis": self.diagnosis,
         }
         return json.dumps(content, indent=2) + "\n"
 
@@ -79,7 +83,7 @@ class CaseReport:
 
     def to_html(self) -> str:
         """One file that needs nothing else."""
-        parts = [f"<h2>{title}</h2>{_html_table(head, rows)}" for title, head, rows in self._tables()]
+        parts = [f"<h2>{html.escape(title)}</h2>{_html_table(head, rows)}" for title, head, rows in self._tables()]
         pictures = "".join(
             f'<img alt="{"Three planes" if number == 0 else f"Picture {number} from the viewer"}" '
             f'src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
@@ -146,7 +150,7 @@ class CaseReport:
             if rows:
                 head = [key.replace("_", " ") + (unit if key in {"mean", "sd"} else "") for key in keys]
                 found.append((title, head, [[_cell(row[key]) for key in keys] for row in rows]))
-        return found
+        return found if self.diagnosis is None else [found[0], *_diagnosis_tables(self.diagnosis), *found[1:]]
 
 
 def version_facts(store: Store, case: Case) -> dict[str, Any]:
@@ -168,6 +172,7 @@ def version_facts(store: Store, case: Case) -> dict[str, Any]:
         "image_sha256": case.image_sha256,
         "model": prediction.model if prediction else "",
         "model_version": prediction.bundle_version if prediction else "",
+        "model_disclaimer": prediction.record.get("disclaimer", "") if prediction else "",
         "author": store.user(version.author_id).display_name,
         "saved_at": version.created_at.isoformat(timespec="seconds"),
         "reviewer": signed.reviewer_name if signed else "",
@@ -194,10 +199,31 @@ def case_report(store: Store, case_id: str) -> CaseReport:
     lines = [f"Version {case.revision}, {facts['verdict']}", BANNER]
     with HEAVY_WORK:
         labels, names = read_segmentation(store, version)
-        volume = read_volume(store.file(case.image_path))
+        volume = read_volume(store.file(pictured(case, prediction)))
         planes = render_preview(volume.data[0], labels, volume.affine, names, title=case.name, lines=lines)
     taken = [path.read_bytes() for path in screenshots(store, case_id, case.revision)[-_MOST_PICTURES:]]
-    return CaseReport(facts, measured, tuple(compared), (planes, *taken))
+    diagnosis = prediction.record.get("diagnosis") if prediction else None
+    return CaseReport(facts, measured, tuple(compared), (planes, *taken), diagnosis)
+
+
+def _diagnosis_tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Classes, the most probable one first, and lesions, as the model found them."""
+    known, blind = found["probabilities"], found["probabilities_without_metadata"]
+    classes = [
+        [found["classes"][code], f"{known[code]:.1%}", f"{blind[code]:.1%}"]
+        for code in sorted(known, key=lambda code: -known[code])
+    ]
+    missing = f" (not known: {', '.join(found['missing'])})" if found["missing"] else ""
+    flags = f" ({', '.join(found['flags'])})".replace("_", " ") if found["flags"] else ""
+    tables = [(f"Model's diagnosis{missing}{flags}", ["class", "all that is known", "without age and sex"], classes)]
+    planes = ("axial", "coronal", "sagittal")
+    rows = []
+    for one in found["findings"]:
+        sizes = {size["plane"]: f"{size['longest_mm']:.0f} x {size['short_mm']:.0f}" for size in one["diameters"]}
+        rows.append([one["type"], one["part"], _cell(one["volume_ml"]), *(sizes.get(plane, "") for plane in planes)])
+    if rows:
+        tables.append(("Model's findings", ["type", "part", "ml", *(f"{plane} mm" for plane in planes)], rows))
+    return tables
 
 
 def _pdf_font() -> str:

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from medseg.evaluation.volumes import label_boxes, label_statistics
 from medseg.io.read import read_volume
 from medseg.review.compare import Segmentation, read_segmentation
-from medseg.review.derived import HEAVY_WORK
+from medseg.review.derived import HEAVY_WORK, pictured
 from medseg.review.masks import Lesion, lesions, sha256_of
-from medseg.review.store.models import Case, Prediction
 from medseg.review.store.repo import Store
 
 KEPT = 128
@@ -104,14 +103,6 @@ def structures(
     return found
 
 
-def _measured_image(case: Case, prediction: Prediction | None) -> str:
-    """Stored path of the image whose values are measured: of several phases the reference."""
-    if prediction is None or not prediction.phase_paths:
-        return case.image_path
-    name = next(phase["name"] for phase in prediction.record["diagnosis"]["phases"] if phase["reference"])
-    return str(prediction.phase_paths[name])
-
-
 def measurements(store: Store, found: Segmentation) -> Measurements:
     """Measure a segmentation of a case; the second call for the same bytes costs nothing.
 
@@ -129,7 +120,7 @@ def measurements(store: Store, found: Segmentation) -> Measurements:
         prediction = store.origin(found.case_id, mask.revision if mask.kind == "saved" else mask.base_revision)
     uncertainty = prediction.uncertainty_path if prediction else ""
     table = tuple(found.names.items()) or tuple((row.value, row.name) for row in store.labels(found.case_id))
-    image = _measured_image(case, prediction)
+    image = pictured(case, prediction)
     key = (sha256_of(store.file(found.path)), case.image_sha256, image, uncertainty, table)
     with HEAVY_WORK:
         if key not in _known:

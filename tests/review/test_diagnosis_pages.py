@@ -21,6 +21,7 @@ from medseg.phantom.pancreas import make_case
 from medseg.review import server
 from medseg.review.api import Api
 from medseg.review.compare import REFERENCE, segmentation
+from medseg.review.exports import export_case
 from medseg.review.saving import save_labels
 from medseg.review.settings import Settings
 from medseg.review.signing import Claim
@@ -207,6 +208,16 @@ def test_the_page_shows_classes_findings_and_the_evidence_over_either_phase(desk
     save_labels(desk.store, made.case_id, labels, base_revision=1, by=desk.anna)
     page.session_state["panel"] = "Lesions"
     assert "before it was corrected" in told(page.run())
+
+
+def test_what_is_exported_says_what_the_model_was_trained_on_and_what_it_said(desk: Desk, made: Prediction) -> None:
+    report = json.loads(export_case(desk.store, made.case_id, "json", by=desk.anna).content)
+    assert "Trained on synthetic data, not for clinical use" in report["model_disclaimer"]
+    assert report["diagnosis"] == made.record["diagnosis"]
+    page = export_case(desk.store, made.case_id, "html", by=desk.anna).content.decode()
+    assert "Trained on synthetic data, not for clinical use" in page
+    assert page.index("Model&#x27;s diagnosis (not known: phase CT NC)") < page.index("Model&#x27;s findings")
+    assert f"<td>{made.record['diagnosis']['findings'][0]['part']}</td>" in page
 
 
 def test_what_is_asked_wrongly_is_refused_before_it_waits(desk: Desk) -> None:

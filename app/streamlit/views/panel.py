@@ -218,7 +218,7 @@ def diagnosis(made: Prediction, go: Callable[..., None], *, corrected: bool) -> 
     found = made.record["diagnosis"]
     named = found["named"]
     st.markdown(f"**{found['classes'][named]}** ({named}) is the most probable class.")
-    st.caption(f":orange[{made.record['disclaimer']}]")
+    st.markdown(f":small[:orange[{made.record['disclaimer']}]]")
     if corrected:
         st.caption("Of the model's own segmentation, before it was corrected.")
     st.html(_bars(found))

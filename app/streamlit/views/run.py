@@ -80,7 +80,7 @@ def _patient(ctx: Context, model: Runnable, case: Case, names: dict[str, str]) -
 
     The keys of what is typed hold the case, so that nothing of one patient is sent with another.
     """
-    st.caption(f":orange[{model.disclaimer}] Uncertainty and evidence map are kept with the result.")
+    st.markdown(f":small[:orange[{model.disclaimer}] Uncertainty and evidence map are kept with the result.]")
     whole, single = "All in this case's file", "One case for each phase"
     holds = holds_phases(ctx.store, case, len(model.phases))
     how = st.segmented_control(
