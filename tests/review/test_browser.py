@@ -238,6 +238,47 @@ def test_a_case_is_opened_seen_corrected_saved_disputed_signed_and_exported(desk
         assert desk.store.check_trail().broken_at is None
 
 
+def test_going_to_another_view_with_unsaved_changes_asks_and_loses_nothing(desk: Desk) -> None:
+    case = desk.cases["ball"]
+    begin = desk.store.case(case).revision
+    with desk.person("Carl") as carl:
+        carl.open(desk, case)
+        asked = carl.tab.get_by_text("This drawing has unsaved changes.")
+
+        def leave(answer: str) -> None:
+            carl.tab.get_by_role("link", name="Audit trail").click()
+            asked.wait_for()
+            assert "/review" in carl.tab.url
+            carl.tab.get_by_role("button", name=answer, exact=True).click()
+            asked.wait_for(state="detached")
+
+        painted = carl.paint([20, 26, 12], [25, 26, 12])
+        leave("Stay")
+        assert carl.ask("changed()") == painted
+        leave("Leave and keep them as a draft")
+        carl.tab.get_by_role("button", name="Check").wait_for()
+        assert desk.store.case(case).revision == begin
+
+        def come_back() -> None:
+            carl.tab.get_by_role("link", name="Review").click()
+            carl.tab.get_by_role("button", name="Restore them").click()
+            carl.until(f"changed() === {painted}")
+
+        come_back()
+        carl.tab.go_back()  # the browser's button cannot be asked about
+        carl.tab.get_by_text("Your unsaved changes are kept as a draft in this browser.").wait_for()
+        carl.tab.get_by_role("button", name="Check").wait_for()
+        come_back()
+        leave("Save and leave")
+        carl.tab.get_by_role("button", name="Check").wait_for()
+        version = desk.store.version(case, begin + 1)
+        assert version.changed_voxels == painted
+        carl.tab.get_by_role("link", name="Review").click()
+        carl.until("drafts() === 'none'")
+        carl.tab.get_by_role("link", name="Worklist").click()  # nothing to ask about
+        carl.tab.get_by_text("Click a line to open it").wait_for()
+
+
 def test_a_dicom_series_leaves_as_a_segmentation_object_on_its_images(desk: Desk) -> None:
     case = desk.cases["series"]
     with desk.person("Anna") as anna:

@@ -5,6 +5,7 @@ import { draftKey, dropDraft, findDraft, keepDraft, type Draft } from './drafts'
 import { Editor, type Tool } from './editor'
 import { AXES, Grid, type Plane } from './grid'
 import { actionOf, type Action } from './keys'
+import { farewell, Leaving } from './leaving'
 import { gunzip, gzip, open } from './load'
 import type { Volume } from './nifti'
 import { Pane } from './pane'
@@ -60,6 +61,7 @@ export class Viewer {
   private chain: Promise<void> = Promise.resolve()
   private base = 0 // revision that a save builds on
   private maskKey = ''
+  private imageSource = ''
   private compareKey = ''
   private lastCommand = 0
   private lesion = -1
@@ -73,6 +75,7 @@ export class Viewer {
   private draftText = ''
   private found: 'none' | 'offered' | '' = '' // whether a draft was found when the case was opened
   private readonly draftTimer: number
+  private readonly leaving: Leaving
   private readonly resize: ResizeObserver
   private baseline: Uint8Array | null = null // tests only: the mask as loaded
 
@@ -101,6 +104,7 @@ export class Viewer {
     window.addEventListener('keydown', this.onKeyDown, true)
     window.addEventListener('keyup', this.onKeyUp, true)
     window.addEventListener('beforeunload', this.onLeave)
+    this.leaving = new Leaving(go => this.askToLeave(go))
     document.addEventListener('visibilitychange', this.onHide)
     this.resize = new ResizeObserver(() => this.refresh())
     this.resize.observe(this.stage)
@@ -142,6 +146,7 @@ export class Viewer {
       if (now.radiological !== before.radiological) scene.radiological = now.radiological
       if (differs('window') && now.window) this.setWindow(now.window)
       if (keyOf(now.mask) !== keyOf(before.mask) && keyOf(now.mask) !== this.maskKey) this.otherMask()
+      if (now.image.source !== this.imageSource) void this.enqueue(signal => this.otherImage(signal))
       if (differs('overlays')) void this.enqueue(() => this.loadOverlays())
       if (keyOf(now.compare?.first) + keyOf(now.compare?.second) !== this.compareKey) void this.enqueue(() => this.loadCompare())
     }
@@ -213,6 +218,7 @@ export class Viewer {
   }
 
   private async load(spec: ViewerSpec, signal: AbortSignal): Promise<void> {
+    this.imageSource = spec.image.source
     const full = await open(spec.image.url, signal)
     const grid = new Grid(full.head.dims, full.head.affine)
     const scene = new Scene(grid)
@@ -254,10 +260,26 @@ export class Viewer {
     this.setPhase('ready')
     this.sendTool()
     this.setLayout(this.layout)
+    await this.otherImage(signal) // the page may have asked for another one meanwhile
     await this.loadOverlays()
     await this.loadCompare()
     await this.offerDraft()
     this.carryOut(this.spec.cmd)
+    this.refresh()
+  }
+
+  /** Another image on the same grid, such as a phase: window, place and drawing stay. */
+  private async otherImage(signal: AbortSignal): Promise<void> {
+    const { scene, spec } = this
+    if (!scene || this.phase !== 'ready' || spec.image.source === this.imageSource) return
+    this.imageSource = spec.image.source
+    const volume = await (await open(spec.image.url, signal)).volume(share => this.readout.loading(share))
+    if (signal.aborted) return
+    if (volume.dims.join() !== scene.grid.dims.join()) throw new Error('the image has another grid')
+    scene.image = volume
+    scene.channel = 0
+    scene.recolour()
+    this.readout.loading(1)
     this.refresh()
   }
 
@@ -687,8 +709,12 @@ export class Viewer {
 
   // ---------------------------------------------------------------- saving
 
-  /** Save; after a conflict over `revision`, settling the draft that the server kept. */
-  async save(revision?: number, draftId: string | null = null): Promise<boolean> {
+  /**
+   * Save; after a conflict over `revision`, settling the draft that the server kept.
+   *
+   * @param leaving the page is about to show another view: telling it of the save would call it back to this one.
+   */
+  async save(revision?: number, draftId: string | null = null, leaving = false): Promise<boolean> {
     const { editor, scene, spec } = this
     if (!editor || !scene || !spec.save || this.saving) return false
     if (!this.editable) {
@@ -713,12 +739,13 @@ export class Viewer {
         this.base = saved
         this.maskKey = `${saved}|`
         for (const kind of ['conflict', 'save', 'mask']) this.notices.close(kind)
-        this.send('dirty', editor.dirty)
+        if (!leaving) this.send('dirty', editor.dirty)
         this.draftText = ''
         if (this.baseline) this.baseline = mask
       }
       if (!editor.dirty) void dropDraft(draftKey(spec.save.owner, spec.case_id)).catch(() => {})
-      this.trigger('saved', { case_id: spec.case_id, revision: saved, changed_voxels, sha256 })
+      if (leaving) farewell(`Saved as version ${saved}: ${changed_voxels} voxels changed.`)
+      else this.trigger('saved', { case_id: spec.case_id, revision: saved, changed_voxels, sha256 })
     } else {
       if (here) void this.keepDraft()
       if (outcome.kind === 'conflict') this.conflict({ case_id: spec.case_id, ...outcome.conflict }, here)
@@ -767,11 +794,32 @@ export class Viewer {
     ])
   }
 
+  /** A link to another view was clicked; whether it has to wait for an answer. */
+  private askToLeave(go: () => void): boolean {
+    if (!this.editor?.dirty || !this.spec.save) return false
+    const saveFirst = async () => {
+      if (await this.save(undefined, null, true)) go()
+    }
+    const save: [string, () => void] = ['Save and leave', () => void saveFirst()]
+    const stay: [string, () => void] = ['Stay', () => {}]
+    const keep = async () => {
+      if (await this.keepDraft()) return go()
+      this.notices.show('leave', 'bad', 'This browser keeps no data: without saving, the changes are lost.', [
+        save, ['Leave and lose them', go], stay,
+      ])
+    }
+    this.notices.show('leave', 'warn', 'This drawing has unsaved changes.', [
+      save, ['Leave and keep them as a draft', () => void keep()], stay,
+    ])
+    return true
+  }
+
   // ---------------------------------------------------------------- drafts
 
-  private async keepDraft(spec = this.spec): Promise<void> {
+  /** Keep what is unsaved; false when the browser would not. */
+  private async keepDraft(spec = this.spec): Promise<boolean> {
     const { editor, scene, base } = this
-    if (!editor?.dirty || !scene || !spec.save || editor.drawing || editor.history.state === this.drafted) return
+    if (!editor?.dirty || !scene || !spec.save || editor.drawing || editor.history.state === this.drafted) return true
     const state = editor.history.state
     this.drafted = state
     const at = Date.now()
@@ -781,9 +829,13 @@ export class Viewer {
       await keepDraft({ key, case_id: spec.case_id, base, at, voxels: scene.grid.count, mask })
       if (this.scene === scene) this.draftText = `draft kept ${clock(at)}`
     } catch {
+      if (this.drafted === state) this.drafted = -1
       if (this.scene === scene) this.draftText = 'no draft: the browser does not keep data'
+      return false
+    } finally {
+      this.refresh()
     }
-    this.refresh()
+    return true
   }
 
   get draftState(): string {
@@ -988,7 +1040,12 @@ export class Viewer {
   }
 
   destroy(): void {
-    void this.keepDraft()
+    if (this.editor?.dirty && this.spec.save) {
+      void this.keepDraft().then(kept => farewell(kept
+        ? 'Your unsaved changes are kept as a draft in this browser. Open the case again to restore them.'
+        : 'This browser keeps no data: the unsaved changes are lost.'))
+    }
+    this.leaving.destroy()
     this.aborting.abort()
     clearInterval(this.draftTimer)
     clearTimeout(this.threeTimer)
