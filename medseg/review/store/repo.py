@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -138,6 +139,9 @@ class Store:
         self.folder = folder.absolute()
         self.engine: Engine = open_database(url)
         self._reader = self.engine.execution_options(read=True)
+        # SQLite's own waiting is not in order of arrival: of twenty who save at once, one would wait for seconds.
+        sqlite = self.engine.dialect.name == "sqlite"
+        self._turn: AbstractContextManager[Any] = threading.Lock() if sqlite else nullcontext()
 
     @classmethod
     def in_folder(cls, folder: Path) -> Store:
@@ -740,7 +744,7 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[Session]:
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+        with self._turn, Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
