@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from medseg.io.files import check_regular, open_regular, split_suffix
+from medseg.io.files import check_regular, open_regular, sha256_of, split_suffix
 
 _END = 1 << 20
 _HEADER = 1 << 16
@@ -85,7 +85,7 @@ def unchanged(scans: Sequence[Path], before: Fingerprint, sha256: str) -> bool:
         return True
     if any(scan.is_dir() for scan in scans):
         return False
-    return bool(sha256) and sha256_of_files(list(_with_data(scans))) == sha256
+    return bool(sha256) and sha256_of(*_with_data(scans)) == sha256
 
 
 def _folder(folder: Path, digest: hashlib._Hash) -> tuple[int, int]:
@@ -99,16 +99,6 @@ def _folder(folder: Path, digest: hashlib._Hash) -> tuple[int, int]:
             with open_regular(path) as file:
                 digest.update(file.read(_BEGINNING))
     return size, latest
-
-
-def sha256_of_files(paths: Sequence[Path]) -> str:
-    """SHA-256 of the bytes of all files, one after the other."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open_regular(path) as file:
-            while chunk := file.read(_END):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _with_data(scans: Sequence[Path]) -> Iterator[Path]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medseg.batch.cases import Case, identity
-from medseg.batch.fingerprint import sha256_of_files, unchanged
+from medseg.batch.fingerprint import unchanged
 from medseg.batch.journal import Entry, History, Journal
 from medseg.batch.worker import Key, Settings, labels_path
 from medseg.errors import InputError, OutputError, UsageError
+from medseg.io.files import sha256_of
 from medseg.io.write import reserve
 from medseg.report.outputs import outputs_beside
 
@@ -164,6 +165,6 @@ def make_folders(output: Path, cases: Sequence[Case]) -> None:
 
 def _sha256(path: Path) -> str:
     try:
-        return sha256_of_files([path])
+        return sha256_of(path)
     except InputError:
         return ""

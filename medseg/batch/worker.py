@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import medseg
 from medseg.batch.cases import Case
-from medseg.batch.fingerprint import Fingerprint, fingerprint, sha256_of_files
+from medseg.batch.fingerprint import Fingerprint, fingerprint
 from medseg.batch.journal import Entry, Event, OutputFile
 from medseg.batch.lock import holds
 from medseg.bundles.ensemble import Ensemble, Member, load_ensemble
 from medseg.bundles.load import Bundle, ResidentBundle
 from medseg.errors import InputError, MedsegError, OutputError
-from medseg.io.files import patient_names
+from medseg.io.files import patient_names, sha256_of
 from medseg.io.patients import facts_of, read_patients
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ class Key:
         for name in ("series", "assign_uids", "metadata", "align", "evidence"):
             if not asked[name]:  # results of versions without these options stand
                 del asked[name]
-        configs = sha256_of_files(bundle.configs())
+        configs = sha256_of(*bundle.configs())
         if settings.metadata is not None:
-            asked["metadata"] = sha256_of_files([Path(settings.metadata)])
+            asked["metadata"] = sha256_of(Path(settings.metadata))
         text = json.dumps({"configs": configs, **asked}, sort_keys=True)
         return cls(bundle.sha256, hashlib.sha256(text.encode()).hexdigest())
 
@@ -211,7 +211,7 @@ class Worker:
         places = self.places(case)
         record = write_outputs(result, places).record
         paths = {kind: path for kind, path in places.paths().items() if kind in record.outputs}
-        outputs = {kind: OutputFile(name=path.name, sha256=sha256_of_files([path])) for kind, path in paths.items()}
+        outputs = {kind: OutputFile(name=path.name, sha256=sha256_of(path)) for kind, path in paths.items()}
         return self._entry(
             "done",
             case,

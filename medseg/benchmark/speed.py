@@ -25,6 +25,7 @@ from medseg.benchmark.subject import Subject
 from medseg.inference.backends.host import Backend
 from medseg.inference.device import Precision
 from medseg.io import geometry
+from medseg.io.files import sha256_of
 from medseg.io.read import read_labels
 
 Progress = Callable[[str], None]
@@ -202,7 +203,7 @@ def benchmark_speed(
             threads=threads,
             load=load,
             bundle=BundleEntry(name=bundle.name, sha256=bundle.sha256),
-            image=ImageEntry(shape=labels.shape, spacing=(x, y, z), sha256=_sha256(scans)),
+            image=ImageEntry(shape=labels.shape, spacing=(x, y, z), sha256=sha256_of(*scans)),
             backend=last.backend,
             precision=last.precision,
             windows=last.windows,
@@ -271,12 +272,3 @@ def _medians(runs: Sequence[Run]) -> Medians:
     return Medians.model_validate(
         {name: None if None in values else statistics.median(values) for name, values in columns.items()}
     )
-
-
-def _sha256(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from medseg.bundles.integrity import sha256_of, write_manifest
+from medseg.bundles.integrity import write_manifest
 from medseg.bundles.load import load_bundle
 from medseg.bundles.nnunet import ChannelNormalization, NNUNetScheme, Normalization, Resampling
 from medseg.bundles.spec import BundleSpec, Region, SliceSpec, Suitability, read_json
 from medseg.bundles.weights import put_in_place, save_state
 from medseg.bundles.write import write_configs
 from medseg.errors import BundleError, OutputError, UsageError
+from medseg.io.files import sha256_of
 
 CHECKPOINT = "checkpoint_final.pth"
 

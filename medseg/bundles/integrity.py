@@ -8,15 +8,10 @@ from pathlib import Path
 
 from medseg.bundles.spec import read_json
 from medseg.errors import BundleError
+from medseg.io.files import sha256_of
 
 MANIFEST = "manifest.json"
 _LFS_POINTER = b"version https://git-lfs"
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _files(root: Path) -> list[Path]:

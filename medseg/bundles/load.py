@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from medseg.bundles.integrity import check_manifest, sha256_of
+from medseg.bundles.integrity import check_manifest
 from medseg.bundles.locate import DEFAULT_BUNDLE, find_bundle
 from medseg.bundles.locate import weights_of as weights_of
 from medseg.bundles.spec import BundleSpec, config_files, read_json, read_spec
@@ -16,6 +16,7 @@ from medseg.bundles.zoo import stated_weights
 from medseg.bundles.zoo_networks import PREFIX, create_zoo_network
 from medseg.bundles.zoo_trust import TORCHSCRIPT, OwnCode, read_trusted
 from medseg.errors import BundleError
+from medseg.io.files import sha256_of
 
 if TYPE_CHECKING:
     from torch import nn

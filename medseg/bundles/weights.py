@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import medseg
-from medseg.bundles.integrity import sha256_of, write_manifest
+from medseg.bundles.integrity import write_manifest
 from medseg.bundles.load import load_bundle
 from medseg.bundles.locate import shipped_bundles, user_bundles
 from medseg.bundles.spec import BundleSpec, read_json
 from medseg.errors import BundleError, OutputError
+from medseg.io.files import sha256_of
 
 
 def import_weights(

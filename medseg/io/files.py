@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import stat
@@ -18,6 +19,7 @@ VOLUME_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".hdr.gz", ".mha", ".mhd", ".nrrd"
 """Suffixes of files that `medseg.io.read` reads, lower case."""
 
 _DOUBLE = (".nii.gz", ".hdr.gz", ".img.gz")
+_BLOCK = 1 << 20
 _KNOWN = (*_DOUBLE, ".nii", ".hdr", ".img", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm", ".zip")
 
 _SIGNATURES = (
@@ -108,6 +110,24 @@ def read_head(path: Path) -> bytes:
             return file.read(HEAD)
         except OSError as err:
             raise unreadable(path, err) from err
+
+
+def sha256_of(*paths: Path) -> str:
+    """SHA-256 of the bytes of files, one after the other, hexadecimal.
+
+    Raises:
+        InputError: as `check_regular`, or without permission, or a file fails to deliver its bytes.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        check_regular(path)
+        try:
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+        except OSError as err:
+            raise unreadable(path, err) from err
+    return digest.hexdigest()
 
 
 def unreadable(path: Path, err: OSError) -> InputError:

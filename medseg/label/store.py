@@ -14,10 +14,9 @@ from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.exception import ImageNotFoundException
 
 import medseg
-from medseg.bundles.integrity import sha256_of
 from medseg.errors import InputError, UsageError
 from medseg.io import geometry
-from medseg.io.files import split_suffix
+from medseg.io.files import sha256_of, split_suffix
 from medseg.io.read import GRID_TOLERANCE, read_labels, read_volume
 from medseg.label.parameters import SUFFIXES, checked_name
 

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import InputError
+from medseg.io.files import sha256_of
 from medseg.report.palette import label_colours
 from medseg.review.derived import HEAVY_WORK, made_once
-from medseg.review.masks import Overlap, compare, read_mask, screen_values, sha256_of, to_screen, write_mask
+from medseg.review.masks import Overlap, compare, read_mask, screen_values, to_screen, write_mask
 from medseg.review.store.models import Case, Label, Mask, Prediction
 from medseg.review.store.repo import Store
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medseg.errors import InputError, UsageError
+from medseg.io.files import sha256_of
 from medseg.io.read import read_volume
 from medseg.io.write import OutputSet, reserve
-from medseg.review.masks import read_mask, sha256_of
+from medseg.review.masks import read_mask
 from medseg.review.report import version_facts
 from medseg.review.store.models import User
 from medseg.review.store.repo import BANNER, Store

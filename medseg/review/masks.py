@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from medseg.errors import InputError, UsageError
 from medseg.evaluation.dice import dice, volume_error_percent
 from medseg.evaluation.volumes import label_boxes, voxel_volume_ml
+from medseg.io.files import sha256_of
 from medseg.io.geometry import AxisOrder, spacing, world
 from medseg.io.read import read_labels
 from medseg.io.volume import Source, Volume
@@ -174,19 +174,6 @@ def write_map(path: Path, values: NDArray[np.floating], grid: Path) -> Path:
     """
     with OutputSet() as files:
         return files.add_fractions(path, values, _grid_volume(grid))
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as err:
-        raise InputError(path.name, f"cannot be read ({err.strerror or err})", "check the data folder") from err
 
 
 def changed_voxels(before: NDArray[np.integer] | None, after: NDArray[np.integer]) -> int:

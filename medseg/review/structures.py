@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.evaluation.volumes import label_boxes, label_statistics
+from medseg.io.files import sha256_of
 from medseg.io.read import read_volume
 from medseg.review.compare import Segmentation, read_segmentation
 from medseg.review.derived import HEAVY_WORK, pictured
-from medseg.review.masks import Lesion, lesions, sha256_of
+from medseg.review.masks import Lesion, lesions
 from medseg.review.store.repo import Store
 
 KEPT = 128

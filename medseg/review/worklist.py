@@ -22,14 +22,14 @@ from medseg.inference.inspection import guess_modality
 from medseg.inference.phases import PhaseVolume
 from medseg.inference.record import Record
 from medseg.io.archive import is_archive
-from medseg.io.files import split_suffix
+from medseg.io.files import sha256_of, split_suffix
 from medseg.io.geometry import corner_shift, spacing
 from medseg.io.read import GRID_TOLERANCE, read_labels, read_volume
 from medseg.io.volume import Volume
 from medseg.io.write import NIFTI_SUFFIXES, OutputSet
 from medseg.report.palette import label_colours
 from medseg.review.derived import LARGE_VOXELS, REDUCED, made_once, write_image, write_reduced
-from medseg.review.masks import screen_values, sha256_of, write_grid, write_map, write_mask
+from medseg.review.masks import screen_values, write_grid, write_map, write_mask
 from medseg.review.saving import adopt
 from medseg.review.store.models import Case, Label, Prediction, User, new_id
 from medseg.review.store.repo import Store

@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 
 from medseg.batch.journal import Entry, Journal
 from medseg.errors import InputError, UsageError
+from medseg.io.files import sha256_of
 from medseg.io.read import read_volume
 from medseg.review import api, masks, signing
 from medseg.review.saving import restore, save_draft, screenshots
@@ -90,7 +91,7 @@ def test_a_corrected_mask_lies_on_the_images_grid_to_the_bit_and_the_old_version
     for field in ("srow_x", "srow_y", "srow_z", "quatern_b", "quatern_c", "qoffset_x", "qform_code", "sform_code"):
         assert saved.header[field].tobytes() == image.header[field].tobytes(), field
     assert saved.header["pixdim"][:4].tobytes() == image.header["pixdim"][:4].tobytes()
-    assert version.sha256 == answer.json()["sha256"] == masks.sha256_of(desk.store.file(version.path))
+    assert version.sha256 == answer.json()["sha256"] == sha256_of(desk.store.file(version.path))
     assert all(path.read_bytes() == content for path, content in before.items())
 
     back = restore(desk.store, desk.case, 1, base_revision=2, by=desk.ben)

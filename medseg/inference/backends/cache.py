@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import medseg.networks
-from medseg.bundles.integrity import sha256_of
 from medseg.bundles.load import Bundle
 from medseg.bundles.locate import user_bundles
+from medseg.errors import InputError
 from medseg.inference.backends.sessions import version
+from medseg.io.files import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Entry:
             facts = json.loads((self.folder / _FACTS).read_text(encoding="utf-8"))
             if path.stat().st_size == facts["bytes"] and sha256_of(path) == facts["sha256"]:
                 return path
-        except (OSError, ValueError, KeyError, TypeError) as err:
+        except (InputError, OSError, ValueError, KeyError, TypeError) as err:
             log.debug("%s: %s", self.folder, err)
         log.info("%s is damaged and is made again", self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
