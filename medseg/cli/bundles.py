@@ -50,10 +50,11 @@ def list_(*, json_: AsJson = False) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "state", "network", "task"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "name")  # a name has to be copied whole
     for row in rows:
-        name = row["name"] + (" (default)" if row["default"] else "")
-        table.add_row(*(Text(str(text)) for text in (name, row["state"], row.get("network", ""), row.get("task", ""))))
+        state = row["state"] + (", default" if row["default"] else "")
+        network = f"mean of {len(row['members'])}" if "members" in row else row.get("network", "")
+        table.add_row(*(Text(str(text)) for text in (row["name"], state, network, row.get("task", ""))))
     Console().print(table)
 
 

@@ -240,7 +240,8 @@ def _fits(volume: Volume) -> list[BundleFit]:
         except BundleError:
             continue  # medseg bundles list says what is wrong
         there = volume.data.shape[0]
-        reasons = [] if there == spec.in_channels else [f"{there} channels instead of {spec.in_channels}"]
+        plural = "" if there == 1 else "s"
+        reasons = [] if there == spec.in_channels else [f"{there} channel{plural} instead of {spec.in_channels}"]
         found.append(BundleFit(name=root.name, unsuitable=(*reasons, *unsuitable(volume, spec))))
     return found
 

@@ -62,7 +62,7 @@ class BundleRecord(_Strict):
     def summary(self) -> str:
         """Name and version, and how small the training data were."""
         trained = f", trained on {self.training_cases} cases" if self.training_cases else ""
-        return f"{self.name} {self.version}{trained}"
+        return f"{self.name} {self.version}".rstrip() + trained
 
 
 class ParameterRecord(_Strict):

@@ -45,10 +45,12 @@ class Target:
     Attributes:
         path: the output's final name.
         overwrite: whether a file of that name may be replaced.
+        new_folder: whether its folder is made when the file is written.
     """
 
     path: Path
     overwrite: bool = False
+    new_folder: bool = False
 
 
 def reserve(
@@ -57,6 +59,7 @@ def reserve(
     overwrite: bool = False,
     inputs: Sequence[str | Path] = (),
     make_parents: bool = False,
+    new_folder: bool = False,
     suffixes: Sequence[str] = (),
     expected_bytes: int = 0,
 ) -> Target:
@@ -67,6 +70,7 @@ def reserve(
         overwrite: replace a file of that name.
         inputs: files that must not be replaced.
         make_parents: create missing folders.
+        new_folder: the output's folder may be missing, if the one above is there; it is made with the output.
         suffixes: suffixes that the name may have (in any case); none given means any.
         expected_bytes: space that the output will need at most, or 0 when unknown.
 
@@ -81,6 +85,9 @@ def reserve(
     try:
         if make_parents:
             folder.mkdir(parents=True, exist_ok=True)
+        made = new_folder and not folder.exists() and folder.parent.is_dir()
+        if made:
+            folder = folder.parent
         if not folder.is_dir():
             raise OutputError(path, f"its folder {folder} does not exist", "create it first")
         for source in inputs:
@@ -94,7 +101,8 @@ def reserve(
             raise OutputError(path, "exists already", "use --overwrite to replace it")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(path, f"the folder {folder} cannot be written to", "choose another folder")
-        _remove_leftovers(path)
+        if not made:
+            _remove_leftovers(path)
         free = shutil.disk_usage(folder).free
     except OSError as err:
         raise _output_error(path, err) from err
@@ -102,7 +110,7 @@ def reserve(
         raise OutputError(
             path, f"about {expected_bytes / 1e6:.4g} MB needed, {free / 1e6:.4g} MB free", "make room on the disk"
         )
-    return Target(path, overwrite)
+    return Target(path, overwrite, made)
 
 
 def write_labels(
@@ -182,6 +190,7 @@ class OutputSet:
 
     def __init__(self) -> None:
         self._staged: list[_Staged] = []
+        self._made: list[Path] = []
 
     def __enter__(self) -> OutputSet:
         return self
@@ -196,7 +205,10 @@ class OutputSet:
             for item in self._staged:
                 _unlink(item.temporary)
                 item.lock.close()
-            self._staged = []
+            for folder in self._made:
+                with suppress(OSError):  # what holds outputs stays
+                    folder.rmdir()
+            self._staged, self._made = [], []
 
     def add_labels(
         self,
@@ -283,6 +295,9 @@ class OutputSet:
         """A new file beside the target; complete on disk and staged when the block ends well, else removed."""
         temporary = _hidden_path(target.path, "tmp")
         try:
+            if target.new_folder and not target.path.parent.exists():
+                target.path.parent.mkdir()
+                self._made.append(target.path.parent)
             file = temporary.open("xb")
         except OSError as err:
             raise _output_error(target.path, err) from err

@@ -89,6 +89,8 @@ def reserve_outputs(
         dicom_seg: also a DICOM Segmentation of this name.
         rtstruct: also a DICOM RT Structure Set of this name.
 
+    A folder that is not there is made with the outputs, in one that is.
+
     Raises:
         OutputError: a folder is missing or not writable, or an output exists. UsageError: not a NIfTI suffix, an
             output is an input or another output, or DICOM outputs of a scan that is not DICOM.
@@ -109,7 +111,7 @@ def reserve_outputs(
         image = (
             [path] if is_dicom(path) and any(path.resolve().is_relative_to(scan.resolve()) for scan in scans) else []
         )
-        return reserve(path, overwrite=overwrite, inputs=[*scans, *image], suffixes=suffixes)
+        return reserve(path, overwrite=overwrite, inputs=[*scans, *image], new_folder=True, suffixes=suffixes)
 
     outputs = Outputs(
         labels=checked(labels, *NIFTI_SUFFIXES),

@@ -153,8 +153,9 @@ def test_a_bad_scan_is_one_line_and_its_exit_code_and_leaves_nothing(
 
 BAD_USE: list[tuple[str, int, list[str], str]] = [
     ("unknown bundle", 4, ["scan.nii", "-b", "nothing"], "not found; known: "),
-    ("folder missing", 6, ["scan.nii", "-o", "none/seg.nii.gz"], "does not exist"),
-    ("no such folder", 6, ["scan.nii", "-o", "results"], "results does not exist; create it first"),
+    ("folder missing", 6, ["scan.nii", "-o", "no/ne/seg.nii.gz"], "no/ne does not exist; create it first"),
+    ("no such folder", 6, ["scan.nii", "-o", "no/results"], "no/results does not exist; create it first"),
+    ("no folder is left", 2, ["scan.nii", "-o", "results", "--overlap", "1.5"], "overlap"),
     ("suffix", 2, ["scan.nii", "-o", "seg.png"], "suffix"),
     ("output is input", 2, ["scan.nii", "-o", "scan.nii", "--overwrite"], "the output is the input"),
     ("device", 2, ["scan.nii", "--device", "tpu"], "not a device"),

@@ -202,6 +202,8 @@ def test_reserve_refuses_what_cannot_be_written(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OutputError, match="does not exist"):
         reserve(tmp_path / "absent" / "out.nii")
     assert reserve(tmp_path / "made" / "here" / "out.nii", make_parents=True).path.parent.is_dir()
+    with pytest.raises(OutputError, match="absent/new does not exist; create it first"):
+        reserve(tmp_path / "absent" / "new" / "out.nii", new_folder=True)
     with pytest.raises(OutputError, match="exists already; use --overwrite"):
         reserve(existing)
     with pytest.raises(OutputError, match="exists already"):
@@ -224,6 +226,19 @@ def test_reserve_refuses_what_cannot_be_written(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(OutputError, match="cannot be written to"):
         reserve(tmp_path / "out.nii")
+
+
+def test_a_new_folder_comes_with_its_outputs_and_not_before(tmp_path: Path) -> None:
+    one, two = (reserve(tmp_path / "new" / name, new_folder=True) for name in ("a.json", "b.json"))
+    assert listing(tmp_path) == []
+    with pytest.raises(KeyboardInterrupt), OutputSet() as outputs:  # noqa: PT012
+        outputs.add_bytes(one, b"new")
+        raise KeyboardInterrupt
+    assert listing(tmp_path) == []
+    with OutputSet() as outputs:
+        outputs.add_bytes(one, b"1")
+        outputs.add_bytes(two, b"2")
+    assert listing(tmp_path / "new") == ["a.json", "b.json"]
 
 
 def test_a_suffix_that_is_no_niftis_is_a_usage_error(tmp_path: Path) -> None:
