@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Iterator
@@ -84,8 +85,10 @@ def find_bundle(name: str | Path) -> Path:
     # A plain name cannot climb out of the folders searched.
     if len(path.parts) == 1 and path.name and (found := _by_name(path.name)):
         return found
-    known = ", ".join(root.name for root in all_bundles()) or "none"
-    raise BundleError(f"bundle {str(name)!r}", "not found", f"known: {known}; or give a bundle's folder")
+    names = [root.name for root in all_bundles()]
+    meant = "".join(f"did you mean {one}? " for one in difflib.get_close_matches(path.name, names, n=1, cutoff=0.8))
+    known = ", ".join(names) or "none"
+    raise BundleError(f"bundle {str(name)!r}", "not found", f"{meant}known: {known}; or give a bundle's folder")
 
 
 def weights_of(root: Path) -> Path | None:

@@ -68,6 +68,8 @@ def prepare(name: str, path: Path, root: Path, *, progress: Callable[[int, int, 
         OutputError: the folder holds something else, or cannot be written.
     """
     plan_of = planner(name)
+    if not path.exists():
+        raise InputError(path, "no such file", "check the path")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as err:

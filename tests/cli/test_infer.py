@@ -153,6 +153,7 @@ def test_a_bad_scan_is_one_line_and_its_exit_code_and_leaves_nothing(
 
 BAD_USE: list[tuple[str, int, list[str], str]] = [
     ("unknown bundle", 4, ["scan.nii", "-b", "nothing"], "not found; known: "),
+    ("misspelt bundle", 4, ["scan.nii", "-b", "swin_unter_hipocampus"], "did you mean swin_unetr_hippocampus? known: "),
     ("folder missing", 6, ["scan.nii", "-o", "no/ne/seg.nii.gz"], "no/ne does not exist; create it first"),
     ("no such folder", 6, ["scan.nii", "-o", "no/results"], "no/results does not exist; create it first"),
     ("no folder is left", 2, ["scan.nii", "-o", "results", "--overlap", "1.5"], "overlap"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -333,3 +336,11 @@ def test_what_means_nothing_is_refused_before_the_scan_is_read(
     monkeypatch.setattr(sessions.importlib.util, "find_spec", lambda name: None if name == "openvino" else object())
     with pytest.raises(DeviceError, match=r"openvino needs openvino, not installed; pip install .medseg\[fast\]"):
         medseg.infer(nowhere, bundle=bundle, backend="openvino")
+
+
+def test_openvino_reports_no_use_and_leaves_nothing_in_the_users_folder(tmp_path: Path) -> None:
+    code = "from medseg.inference.backends import sessions; print(sessions.native_bf16())"
+    home = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", code], env=home, capture_output=True, text=True, check=True)
+    assert run.stdout in {"True\n", "False\n"}
+    assert not (tmp_path / "intel").exists()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -45,11 +48,19 @@ def version(backend: str) -> str:
     return importlib.metadata.version("torch" if backend == "eager" else backend)
 
 
+def _openvino_package() -> ModuleType:
+    """``openvino``, without its usage reports.
+
+    Importing it counts a use in the user's folder and sends it to its makers, unasked; where the reporting package is
+    missing, OpenVINO goes on without.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: an import fails
+    return importlib.import_module("openvino")
+
+
 def native_bf16() -> bool:
     """Whether OpenVINO computes in bfloat16 on this machine, rather than falling back to float32."""
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _openvino_package().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def open_session(method: Method, path: Path, threads: int) -> Session:
@@ -86,9 +97,7 @@ def _onnxruntime(path: Path, threads: int) -> Session:
 
 
 def _openvino(path: Path, precision: str, threads: int) -> Session:
-    import openvino
-
-    core = openvino.Core()
+    core = _openvino_package().Core()
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "INFERENCE_NUM_THREADS": threads,
