@@ -43,7 +43,11 @@ def install(
 def serve(
     *,
     studies: Annotated[
-        Path, typer.Option(help="Folder of images (.nii.gz, .nii, .nrrd, .mha, .zip of a DICOM series).")
+        str,
+        typer.Option(
+            help="Folder of images (.nii.gz, .nii, .nrrd, .mha, .zip of a DICOM series), or address of a DICOMweb "
+            "server, e.g. http://127.0.0.1:8042/dicom-web."
+        ),
     ],
     bundle: Annotated[
         list[str] | None,
@@ -78,8 +82,8 @@ def serve(
     - medseg label serve --studies scans
     - medseg label serve --studies scans --bundle swin_unetr_hippocampus --port 8100 --score
 
-    Exit codes: 0 stopped, 2 usage, 3 no studies folder, 4 bundle, 6 a folder cannot be written to, 8 MONAI Label is
-    not installed.
+    Exit codes: 0 stopped, 2 usage, 3 no studies folder or DICOMweb server, 4 bundle, 6 a folder cannot be written
+    to, 8 MONAI Label is not installed.
     """
     from medseg.bundles.locate import user_bundles
     from medseg.errors import Interrupted, UsageError

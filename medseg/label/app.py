@@ -17,11 +17,14 @@ from monailabel.utils.async_tasks.task import AsyncTask
 import medseg
 from medseg.errors import InputError, UsageError
 from medseg.label.catalogue import Catalogue
+from medseg.label.dicomweb import DicomWeb
 from medseg.label.infer import BundleInfer
 from medseg.label.parameters import is_session
 from medseg.label.sampling import FirstImage, RandomImage, UncertainImage, UncertaintyScoring
+from medseg.label.serve import is_address, login
 from medseg.label.store import StudyStore
 from medseg.label.train import BundleTraining
+from medseg.label.webstore import WebStore
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +49,10 @@ class MedsegLabelApp(MONAILabelApp):  # type: ignore[misc]
 
     Args:
         app_dir: folder of the app, private to the server.
-        studies: folder of the images.
-        conf: ``bundles`` (JSON list of folders), ``trained`` (folder of new versions), ``backend``, and ``score``
-            ("true": score all images at the start and after each training).
+        studies: folder of the images, or address of a DICOMweb server.
+        conf: ``bundles`` (JSON list of folders), ``trained`` (folder of new versions), ``backend``, ``score``
+            ("true": score all images at the start and after each training), and ``fetched`` (folder for what comes
+            from a DICOMweb server).
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
@@ -70,8 +74,12 @@ class MedsegLabelApp(MONAILabelApp):  # type: ignore[misc]
         )
 
     def init_datastore(self) -> StudyStore:
-        """The store of the studies folder."""
-        return StudyStore(self.studies, auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD)
+        """The store of the studies folder, or of a DICOMweb server."""
+        reload = settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD
+        if is_address(self.studies):
+            server = DicomWeb(self.studies, login(settings.model_dump()))
+            return WebStore(server, self.conf["fetched"], auto_reload=reload)
+        return StudyStore(self.studies, auto_reload=reload)
 
     def init_infers(self) -> dict[str, BundleInfer]:
         """A model for each bundle."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import json
 import os
@@ -48,6 +49,12 @@ _LOGGING: dict[str, Any] = {
 }
 # With it MONAI Label 0.8.5 does not start: it cannot print the addresses. --origin is in its place.
 _UNSET = ("MONAI_LABEL_CORS_ORIGINS",)
+USERNAME, PASSWORD = "MONAI_LABEL_DICOMWEB_USERNAME", "MONAI_LABEL_DICOMWEB_PASSWORD"
+"""Variables with the login for the DICOMweb server."""
+
+PASSWORD_FILE = "MONAI_LABEL_DICOMWEB_PASSWORD_FILE"  # noqa: S105 - a name
+"""Variable that names a file with the password."""
+
 _LAUNCH = "import logging; from monailabel.main import Main; Main(loglevel=logging.ERROR).run()"
 
 
@@ -56,7 +63,8 @@ class Service:
     """What is to be served, and to whom.
 
     Attributes:
-        studies: folder of the images; the server writes labels and an index into it.
+        studies: folder of the images, into which the server writes labels and an index; or the address of a DICOMweb
+            server.
         bundles: names or folders; none: every bundle that is ready.
         trained: folder that gets new versions.
         host: address to listen on.
@@ -66,7 +74,7 @@ class Service:
         score: score all images at the start and after each training.
     """
 
-    studies: Path
+    studies: str | Path
     bundles: Sequence[str | Path]
     trained: Path
     host: str = "127.0.0.1"
@@ -91,13 +99,16 @@ def serve(service: Service, environment: Mapping[str, str], ready: Callable[[str
         ready: told the names of the models once the server answers.
 
     Raises:
-        DeviceError: MONAI Label is not installed. InputError: no studies folder.
+        DeviceError: MONAI Label is not installed. InputError: no studies folder, or no DICOMweb server.
         UsageError: the port is taken, or others could reach the server without authentication.
         BundleError: a bundle cannot be served. OutputError: a folder cannot be written to.
         MedsegError: the server ended by itself.
     """
     check_installed()
+    environment = with_password(environment)
     _check_host(service.host, environment)
+    if is_address(service.studies):
+        _check_dicomweb(str(service.studies), login(environment))
     _check_folders(service)
     roots = [find_bundle(one) for one in service.bundles] or ready_bundles()
     models = list(Catalogue(roots, service.trained).served)
@@ -136,6 +147,32 @@ def app_folder() -> Path:
     raise OutputError("MONAI Label app", "not found", "reinstall medseg")
 
 
+def is_address(studies: str | Path) -> bool:
+    """Whether studies are those of a DICOMweb server."""
+    return str(studies).startswith(("http:", "https:"))
+
+
+def login(environment: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Name and password for the DICOMweb server."""
+    name, password = (str(environment.get(key) or "") for key in (USERNAME, PASSWORD))
+    return (name, password) if name else None
+
+
+def with_password(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """The variables, with the DICOMweb server's password from the file that one of them names.
+
+    Raises:
+        InputError: that file cannot be read.
+    """
+    if not environment.get(PASSWORD_FILE):
+        return environment
+    try:
+        password = Path(environment[PASSWORD_FILE]).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as err:
+        raise InputError(environment[PASSWORD_FILE], "no password can be read from it", f"see {PASSWORD_FILE}") from err
+    return {**environment, PASSWORD: password}
+
+
 def stand_ins() -> list[str]:
     """Folders for the Python path of the server: modules that it imports and that are not there or do not import."""
     compat = Path(__file__).parent / "_compat"
@@ -169,7 +206,7 @@ def _imports(name: str) -> bool:
 
 def _arguments(service: Service, work: Path, roots: Sequence[Path]) -> list[str]:
     """The server's command line, its folders made."""
-    for name in ("app", "tmp", "sessions", "empty"):
+    for name in ("app", "tmp", "sessions", "empty", "fetched"):
         (work / name).mkdir()
     shutil.copy(app_folder() / "main.py", work / "app" / "main.py")
     (work / "logging.json").write_text(json.dumps(_LOGGING), encoding="utf-8")
@@ -181,11 +218,14 @@ def _arguments(service: Service, work: Path, roots: Sequence[Path]) -> list[str]
         "score": "true" if service.score else "false",
         "hosts": json.dumps(names),
         "origins": json.dumps(list(service.origins)),
+        "fetched": str(work / "fetched"),
     }
+    web = is_address(service.studies)
+    studies = str(service.studies).rstrip("/") if web else str(Path(service.studies).resolve())
     # fmt: off
     return [
         sys.executable, "-c", _LAUNCH, "start_server",
-        "--app", str(work / "app"), "--studies", str(service.studies.resolve()),
+        "--app", str(work / "app"), "--studies", studies,
         "--host", service.host, "--port", str(service.port),
         "--uvicorn_app", "medseg.label.server:app", "--log_config", str(work / "logging.json"),
         "--verbose", "WARNING", "--log_level", "warning",
@@ -273,13 +313,40 @@ def _is_local(host: str) -> bool | None:
         return None
 
 
+def _check_dicomweb(url: str, known: tuple[str, str] | None) -> None:
+    """A DICOMweb server answers there, and nobody on the way reads the password.
+
+    Raises:
+        UsageError: no such address, or one with a login in it. InputError: no answer, or none of a DICOMweb server.
+    """
+    parts = urlsplit(url)
+    if parts.username is not None or parts.query or parts.fragment or not parts.hostname:
+        remedy = f"e.g. http://127.0.0.1:8042/dicom-web; a login goes into {USERNAME} and {PASSWORD}"
+        raise UsageError("--studies", "is no plain address of a DICOMweb server", remedy)
+    if known and parts.scheme == "http" and not _is_local(parts.hostname):
+        raise UsageError("--studies", "the password would cross the network in the clear", "use https")
+    asked = urllib.request.Request(f"{url.rstrip('/')}/series?limit=1", headers={"Accept": "application/dicom+json"})  # noqa: S310 - http or https
+    if known:
+        asked.add_header("Authorization", "Basic " + base64.b64encode(":".join(known).encode()).decode())
+    try:
+        with urllib.request.urlopen(asked, timeout=30) as answer:  # noqa: S310
+            json.loads(answer.read() or b"[]")
+    except urllib.error.HTTPError as err:
+        remedy = f"set {USERNAME} and {PASSWORD}" if err.code in (401, 403) else "e.g. http://127.0.0.1:8042/dicom-web"
+        raise InputError(url, f"refuses the request for series (status {err.code})", remedy) from None
+    except ValueError:
+        raise InputError(url, "is no DICOMweb server", "e.g. http://127.0.0.1:8042/dicom-web") from None
+    except OSError as err:
+        reason = getattr(err, "reason", err)
+        raise InputError(url, f"no DICOMweb server answers ({reason})", "start it, or check the address") from None
+
+
 def _check_folders(service: Service) -> None:
-    if str(service.studies).startswith(("http:", "https:")):
-        raise UsageError("--studies", "is an address; medseg serves a folder of this machine", "export the studies")
-    if not service.studies.is_dir():
-        raise InputError(service.studies, "is no folder", "give the folder that holds the images")
-    if not os.access(service.studies, os.W_OK | os.X_OK):
-        raise OutputError(service.studies, "cannot be written to", "labels and an index are kept in it")
+    if not is_address(service.studies):
+        if not Path(service.studies).is_dir():
+            raise InputError(service.studies, "is no folder", "give the folder that holds the images")
+        if not os.access(service.studies, os.W_OK | os.X_OK):
+            raise OutputError(service.studies, "cannot be written to", "labels and an index are kept in it")
     try:
         service.trained.mkdir(parents=True, exist_ok=True)
     except OSError as err:

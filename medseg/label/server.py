@@ -19,6 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medseg.errors import DeviceError, MedsegError, MemoryBudgetError, OutputError
 from medseg.label.parameters import is_session
+from medseg.label.proxy import dicomweb_routes
+from medseg.label.serve import is_address, login
 from medseg.label.tokens import name_algorithm
 
 log = logging.getLogger(__name__)
@@ -27,9 +29,9 @@ _CLOSED = (
     ("PUT", re.compile(r"/model/.*"), "weights are not replaced; train a new version"),
     ("DELETE", re.compile(r"/model/.*"), "weights are not removed"),
     ("*", re.compile(r"/reload/?"), "restart the server"),
-    ("*", re.compile(r"/proxy/.*"), "there is no DICOMweb server behind this one"),
     ("*", re.compile(r"/infer/wsi.*"), "medseg has no models for microscopy"),
 )
+_NO_DICOMWEB = ("*", re.compile(r"/proxy/.*"), "there is no DICOMweb server behind this one")
 _STATUS: dict[type[MedsegError], int] = {MemoryBudgetError: 413, OutputError: 507, DeviceError: 503}
 
 
@@ -41,10 +43,18 @@ class Guard:
         hosts: names that this server goes by; another one in a request is a web page that rebound its own name to
             this machine. Empty: any.
         origins: web pages that may use the server.
+        closed: methods ("*": any) and paths that are refused, and why.
     """
 
-    def __init__(self, inner: ASGIApp, *, hosts: Sequence[str], origins: Sequence[str]) -> None:
-        self._inner, self._hosts, self._origins = inner, hosts, origins
+    def __init__(
+        self,
+        inner: ASGIApp,
+        *,
+        hosts: Sequence[str],
+        origins: Sequence[str],
+        closed: Sequence[tuple[str, re.Pattern[str], str]],
+    ) -> None:
+        self._inner, self._hosts, self._origins, self._closed = inner, hosts, origins, closed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request with 4xx, or pass it on."""
@@ -83,7 +93,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin not in self._origins and urlsplit(origin).netloc != host:
             return 403, "web pages from there may not use this server"
-        for method, path, why in _CLOSED:
+        for method, path, why in self._closed:
             if method in ("*", scope["method"]) and path.fullmatch(scope["path"]):
                 return 403, f"closed: {why}"
         for key, value in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True):
@@ -112,13 +122,16 @@ async def _no_json(_request: Request, _error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "params: not JSON"}, status_code=422)
 
 
-def close(*, hosts: Sequence[str], origins: Sequence[str]) -> None:
-    """Put the guard around MONAI Label's application.
+def close(*, hosts: Sequence[str], origins: Sequence[str], dicomweb: str) -> None:
+    """Put the guard around MONAI Label's application, and routes for OHIF before its own.
 
     Args:
         hosts: names that the server goes by; empty: any.
         origins: web pages that may use it.
+        dicomweb: address of the DICOMweb server, "" for none.
     """
+    if dicomweb:
+        app.router.routes[:0] = dicomweb_routes(dicomweb, login(settings.model_dump())).routes
     app.add_exception_handler(MedsegError, _refused)
     app.add_exception_handler(MONAILabelException, _not_found)
     app.add_exception_handler(json.JSONDecodeError, _no_json)
@@ -127,9 +140,14 @@ def close(*, hosts: Sequence[str], origins: Sequence[str]) -> None:
     app.add_middleware(
         CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST", "PUT"], allow_headers=["*"]
     )
-    app.add_middleware(Guard, hosts=hosts, origins=origins)
+    closed = _CLOSED if dicomweb else (*_CLOSED, _NO_DICOMWEB)
+    app.add_middleware(Guard, hosts=hosts, origins=origins, closed=closed)
 
 
 name_algorithm()
 _conf = settings.MONAI_LABEL_APP_CONF
-close(hosts=json.loads(_conf.get("hosts", "[]")), origins=json.loads(_conf.get("origins", "[]")))
+close(
+    hosts=json.loads(_conf.get("hosts", "[]")),
+    origins=json.loads(_conf.get("origins", "[]")),
+    dicomweb=settings.MONAI_LABEL_STUDIES if is_address(settings.MONAI_LABEL_STUDIES) else "",
+)

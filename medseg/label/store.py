@@ -74,11 +74,10 @@ class StudyStore(LocalDatastore):  # type: ignore[misc]
         """
         checked_name("tag", label_tag)
         path = Path(label_filename)
-        _suffix(path, SUFFIXES)
         image = self.get_image_uri(image_id)
         if not image:
             raise ImageNotFoundException("no such image")
-        _check_labels(Path(image), path)
+        check_labels(Path(image), path)
         info = {**label_info, "sha256": sha256_of(path), "medseg": medseg.__version__}
         with self._current():
             self._put_aside(image_id, label_tag)
@@ -148,8 +147,13 @@ def _readable(path: Path) -> None:
         raise InputError("image", err.problem, err.remedy) from None
 
 
-def _check_labels(image: Path, path: Path) -> None:
-    """Refuse what is no label map of an image."""
+def check_labels(image: Path, path: Path) -> None:
+    """Refuse what is no label map of an image.
+
+    Raises:
+        UsageError: a suffix of no label map. InputError: no label map, or not on the image's grid.
+    """
+    _suffix(path, SUFFIXES)
     try:
         labels, affine = read_labels(path)
     except InputError as err:

@@ -57,7 +57,6 @@ def test_folders_bundles_port_and_pages_are_checked_first(tmp_path: Path) -> Non
         InputError,
         f"{tmp_path}/nowhere: is no folder; give the folder that holds the images",
     )
-    assert "is an address" in str(refusal(tmp_path, studies=Path("http://pacs/dicom-web")))
     assert "no origin of a web page" in str(refusal(tmp_path, origins=["localhost:3000/viewer"]))
     assert isinstance(refusal(tmp_path, bundles=["no_such_bundle"]), BundleError)
     assert "has no weights" in str(refusal(tmp_path, bundles=["dformer_synapse"]))
