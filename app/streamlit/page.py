@@ -93,7 +93,7 @@ def _ask_to_log_in(login: Login) -> None:
         return
     here = urlsplit(st.context.url or "")
     if here.netloc and f"{here.scheme}://{here.netloc}" != login.address:  # the provider sends browsers back there
-        st.link_button("Log in", login.address, type="primary")
+        st.link_button(f"Log in at {login.address}", login.address, type="primary")
         return
     st.button("Log in", type="primary", on_click=st.login, key="log_in")
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import get_args
 
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from medseg.errors import MedsegError
+from medseg.errors import MedsegError, OutputError
 from medseg.review.compare import difference_file, segmentation, shown_labels
 from medseg.review.derived import poster, reduced_image
 from medseg.review.saving import save_drawing, save_screenshot
 from medseg.review.signing import BadClaimError, Claim, Purpose, Signer, Writing
-from medseg.review.store.models import User, new_id
+from medseg.review.store.models import User
 from medseg.review.store.repo import Conflict, Store
-from medseg.review.worklist import import_upload
+from medseg.review.uploads import MOST_PARTS, begin_part, upload_folder
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ class Api:
     Args:
         store: the store.
         signer: shared with whoever hands out the URLs.
-        largest_upload: bytes of a scan.
+        largest_upload: bytes of an upload, in all its files.
     """
 
     def __init__(self, store: Store, signer: Signer, *, largest_upload: int = LARGEST_UPLOAD_BYTES) -> None:
@@ -67,7 +66,7 @@ class Api:
             Route(f"{PREFIX}/difference/{{id}}", _answering(self._difference), methods=["GET"]),
             Route(f"{PREFIX}/mask/{{id}}", _answering(self._save), methods=["POST"]),
             Route(f"{PREFIX}/screenshot/{{id}}", _answering(self._screenshot), methods=["POST"]),
-            Route(f"{PREFIX}/upload", _answering(self._upload), methods=["POST"]),
+            Route(f"{PREFIX}/upload/{{id}}", _answering(self._upload), methods=["POST"]),
             Route("/medseg/healthz", _healthy, methods=["GET"]),
         ]
 
@@ -163,18 +162,24 @@ class Api:
         return JSONResponse({"case_id": case_id}, status_code=201, headers=_HEADERS)
 
     async def _upload(self, request: Request) -> Response:
-        by = await self._claimed(request, "upload", request.headers.get("x-medseg-token", ""))
-        with tempfile.NamedTemporaryFile(dir=self._store.folder, prefix=".upload-") as file:  # 0600, gone afterwards
-            async for chunk in _limited(request, self._largest_upload):
-                await run_in_threadpool(file.write, chunk)
-            file.flush()
-            case = await run_in_threadpool(self._import, Path(file.name), by)
-        log.info("case %s: uploaded by user %s", case, by.id)
-        return JSONResponse({"case_id": case}, status_code=201, headers=_HEADERS)
-
-    def _import(self, file: Path, by: User) -> str:
-        name = f"upload {new_id()[:8]}"  # a file's name may say who the patient is
-        return import_upload(self._store, file, name=name, by=by).id
+        await self._claimed(request, "upload", request.headers.get("x-medseg-token", ""))
+        part = request.headers.get("x-medseg-part", "")
+        if not part.isascii() or not part.isdecimal() or not 1 <= int(part[:9]) <= MOST_PARTS:
+            raise _Refusal(422, f"an upload has at most {MOST_PARTS} files")
+        folder = upload_folder(self._store.folder, request.path_params["id"])
+        try:
+            path, before = await run_in_threadpool(begin_part, folder, int(part))
+            try:
+                with path.open("wb") as file:
+                    async for chunk in _limited(request, self._largest_upload, before=before):
+                        await run_in_threadpool(file.write, chunk)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+        except OSError as err:
+            problem = f"cannot be kept ({err.strerror or err})"
+            raise OutputError("upload", problem, "make room in the data folder") from err
+        return JSONResponse({"part": int(part)}, status_code=201, headers=_HEADERS)
 
     async def _claimed(self, request: Request, purpose: Purpose, token: str) -> User:
         """The user whose claim comes with the request.
@@ -202,6 +207,8 @@ def _answering(
             return await endpoint(request)
         except BadClaimError:
             return _error(403, "the link is not valid any more; reload the page")
+        except ClientDisconnect:
+            return _error(400, "the connection ended")
         except PermissionError as error:
             return _error(403, str(error))
         except _Refusal as refusal:
@@ -214,12 +221,12 @@ def _answering(
     return answer
 
 
-async def _limited(request: Request, most: int) -> AsyncIterator[bytes]:
-    """The body's chunks, up to `most` bytes in all."""
+async def _limited(request: Request, most: int, *, before: int = 0) -> AsyncIterator[bytes]:
+    """The body's chunks, up to `most` bytes together with the `before` bytes that came earlier."""
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > most:
+    if announced.isdecimal() and before + int(announced) > most:
         raise _Refusal(413, f"more than {most} bytes")
-    done = 0
+    done = before
     async for chunk in request.stream():
         done += len(chunk)
         if done > most:

@@ -26,6 +26,7 @@ from medseg.review.jobs import JobQueue
 from medseg.review.settings import Settings, is_local
 from medseg.review.signing import Signer
 from medseg.review.store.repo import Store
+from medseg.review.uploads import drop_old_uploads
 
 if TYPE_CHECKING:
     from streamlit.starlette import App
@@ -68,7 +69,8 @@ class Services:
         return cls(settings, store, Signer(settings.key), JobQueue(store), intake)
 
     def start(self) -> None:
-        """Begin to import and to run jobs."""
+        """Begin to import and to run jobs; uploads that nobody added go."""
+        drop_old_uploads(self.store.folder)
         self.intake.start()
         self.queue.start()
 
@@ -199,7 +201,7 @@ def run(app: App, settings: Settings) -> None:
         "server.address": settings.host,
         "server.fileWatcherType": "none",
         "server.headless": True,
-        "server.maxUploadSize": settings.upload_mb,
+        "server.maxUploadSize": 1,  # scans go to the disk by a route of ours; Streamlit's keeps them in memory
         "server.port": settings.port,
         "theme.base": "dark",
         "theme.primaryColor": "#3d7ebf",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from medseg.review.saving import restore, save_draft, screenshots
 from medseg.review.signing import BadClaimError, Claim, Signer
 from medseg.review.store.models import User
 from medseg.review.store.repo import Conflict, Saved, Store
+from medseg.review.uploads import drop_old_uploads, parts, upload_folder
 from medseg.review.worklist import add_result, import_batch, import_folder, import_upload
 from tests.builders import save_scan
 
@@ -166,8 +168,8 @@ def test_a_reader_sees_but_cannot_save_or_upload(desk: Desk) -> None:
     assert answer.content == desk.scan.read_bytes()
     assert (answer.headers["content-encoding"], answer.headers["cache-control"]) == ("identity", "private, no-store")
     assert desk.save(desk.drawing(), user=reader).status_code == 403
-    upload = {"X-Medseg-Token": desk.token("upload", "", reader)}
-    assert desk.http.post(f"{api.PREFIX}/upload", content=b"x", headers=upload).status_code == 403
+    upload = {"X-Medseg-Token": desk.token("upload", "u1", reader), "X-Medseg-Part": "1"}
+    assert desk.http.post(f"{api.PREFIX}/upload/u1", content=b"x", headers=upload).status_code == 403
 
 
 def test_the_viewer_gets_a_dense_table_for_labels_above_255(desk: Desk) -> None:
@@ -260,19 +262,29 @@ def test_ids_never_become_paths(desk: Desk, path: str) -> None:
     assert b"SQLite" not in answer.content
 
 
-def test_uploads_are_limited_judged_and_named_by_medseg(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+def test_uploads_lie_on_disk_are_limited_and_named_by_medseg(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, logger="medseg.review")
-    headers = {"X-Medseg-Token": desk.token("upload", "")}
-    answer = desk.http.post(f"{api.PREFIX}/upload", content=desk.scan.read_bytes(), headers=headers)
-    assert answer.status_code == 201
-    case = desk.store.case(answer.json()["case_id"])
-    assert case.name.startswith("upload ")
+    folder = upload_folder(desk.store.folder, "u1")
+
+    def send(part: str, content: bytes | Iterator[bytes], upload: str = "u1") -> int:
+        headers = {"X-Medseg-Token": desk.token("upload", "u1"), "X-Medseg-Part": part}
+        return int(desk.http.post(f"{api.PREFIX}/upload/{upload}", content=content, headers=headers).status_code)
+
+    assert send("1", bytes(4000)) == 201
+    assert send("2", bytes(900)) == 201
+    assert send("3", bytes(200)) == 413  # announced
+    assert send("3", (bytes(100) for _ in range(2))) == 413  # counted
+    assert send("3", bytes(100)) == 201
+    assert [file.stat().st_size for file in parts(folder)] == [4000, 900, 100]
+    assert (send("0", b"x"), send("x", b"x"), send("", b"x"), send("1", b"x", "u2")) == (422, 422, 422, 403)
+    assert send("1", desk.scan.read_bytes()) == 201  # begins anew
+    (file,) = parts(folder)
+    assert (folder.stat().st_mode & 0o777, file.read_bytes()) == (0o700, desk.scan.read_bytes())
+    case = import_upload(desk.store, file, name="one", by=desk.anna)
     assert np.allclose(nib.load(desk.store.file(case.image_path)).affine, OBLIQUE, atol=1e-5)
-    assert desk.http.post(f"{api.PREFIX}/upload", content=b"<html>", headers=headers).status_code == 422
-    chunks = (bytes(1000) for _ in range(6))
-    assert desk.http.post(f"{api.PREFIX}/upload", content=chunks, headers=headers).status_code == 413
-    assert not list(desk.store.folder.glob(".upload-*"))
-    assert len(desk.store.worklist()) == 2
+    os.utime(folder, (0, 0))
+    drop_old_uploads(desk.store.folder)
+    assert not folder.exists()
     token = desk.token("poster")
     picture = desk.http.get(f"{api.PREFIX}/poster/{desk.case}?t={token}")
     assert picture.content.startswith(b"\x89PNG")

@@ -298,6 +298,36 @@ def test_a_dicom_series_leaves_as_a_segmentation_object_on_its_images(desk: Desk
     assert np.array_equal(found, np.asarray(stored.dataobj))
 
 
+def test_scans_are_sent_to_the_data_folder_and_become_cases(desk: Desk, tmp_path: Path) -> None:
+    image, _ = volume()
+    files = [save_scan(tmp_path / f"Zyxwvut_{number}.nii.gz", image + number) for number in (1, 2)]
+    write_series(tmp_path / "PID-8675309", image, SERIES, modality="CT")
+    waiting = lambda: list((desk.folder / "data").glob(".upload-*"))  # noqa: E731
+    with desk.person("Dora") as dora:
+        dora.tab.get_by_text("Add scans").click()
+        chosen = dora.tab.locator("input[type=file]")
+        chosen.set_input_files(files)
+        dora.tab.get_by_text("2 files are there").wait_for()
+        ((folder,), held) = waiting(), [file.read_bytes() for file in files]
+        assert [file.read_bytes() for file in sorted(folder.iterdir())] == held
+        dora.tab.get_by_role("textbox", name="Pseudonym").fill("new")
+        dora.tab.get_by_role("button", name="Add", exact=True).click()
+        desk.wait_for(lambda: {"new 1", "new 2"} <= {row.case.name for row in desk.store.worklist()})
+        desk.wait_for(lambda: not waiting())
+
+        dora.tab.get_by_role("radio", name="DICOM folder").or_(
+            dora.tab.get_by_role("button", name="DICOM folder")
+        ).first.click()
+        dora.tab.get_by_text("A folder of one DICOM series.").wait_for()
+        chosen.set_input_files(tmp_path / "PID-8675309")
+        dora.tab.get_by_text(f"{SHAPE[2]} files are there").wait_for()
+        dora.tab.get_by_role("textbox", name="Pseudonym").fill("second series")
+        dora.tab.get_by_role("button", name="Add", exact=True).click()
+        desk.wait_for(lambda: len(desk.store.worklist()) == len(desk.cases) + 3)
+        added = desk.store.worklist()[-1].case
+        assert (added.name, added.shape, added.modality) == ("second series", list(SHAPE), "CT")
+
+
 def test_what_the_server_writes_down_names_nobody(desk: Desk) -> None:
     log = (desk.folder / "server.log").read_text()
     assert "Traceback" not in log

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 from context import STATES, Context, show_case, told
+from uploader import uploader
 
+from medseg.review.api import PREFIX
 from medseg.review.store.models import new_id
 from medseg.review.store.repo import WorklistRow
+from medseg.review.uploads import drop_upload, parts, upload_folder
 from medseg.review.worklist import import_upload
 
 ROWS_SHOWN = 500
 _ANY = "all"
-_SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd", ".zip")
 
 
 def render(ctx: Context) -> None:
@@ -122,46 +122,44 @@ def _upload(ctx: Context) -> None:
         kind = st.segmented_control(
             "What", ["Files", "DICOM folder"], default="Files", required=True, key="upload_kind", width="content"
         )
-        turn = st.session_state.setdefault("upload_turn", 0)
+        upload = st.session_state.setdefault("upload", new_id())
         folder = kind == "DICOM folder"
-        files = st.file_uploader(
-            "A folder of one DICOM series"
+        st.caption(
+            "A folder of one DICOM series."
             if folder
-            else "NIfTI (one or more channels), MetaImage, NRRD, or a zip archive of one DICOM series",
-            accept_multiple_files="directory" if folder else True,
-            key=f"upload_{kind}_{turn}",
-            help="Names of files are not kept: they may say who the patient is.",
+            else "NIfTI (one or more channels), MetaImage, NRRD, or a zip archive of one DICOM series; each becomes a "
+            "case. Names of files are not kept: they may say who the patient is."
+        )
+        came = uploader(
+            upload,
+            url=f"{PREFIX}/upload/{upload}",
+            token=ctx.token("upload", upload),
+            folder=folder,
+            largest=ctx.services.settings.upload_mb << 20,
+            key=f"upload_{kind}_{upload}",
         )
         name = st.text_input("Pseudonym", key="upload_name", max_chars=80, placeholder="made by medseg when left empty")
-        if st.button("Add", type="primary", disabled=not files, key="upload_add"):
-            _add(ctx, files or [], " ".join(name.split()), folder=folder)
+        if st.button("Add", type="primary", disabled=not came, key="upload_add"):
+            _add(ctx, upload_folder(ctx.store.folder, upload), came, " ".join(name.split()), folder=folder)
 
 
-def _add(ctx: Context, files: Sequence[Any], name: str, *, folder: bool) -> None:
-    """Make cases of uploads: a folder is one, files are one each."""
-    groups = [list(files)] if folder else [[file] for file in files]
+def _add(ctx: Context, place: Path, count: int, name: str, *, folder: bool) -> None:
+    """Make cases of what was sent: a folder is one, files are one each."""
+    files = parts(place)
+    if len(files) != count:
+        st.error("The files are not there any more; choose them again.")
+        return
+    scans = [place] if folder else files
     added = 0
-    for number, group in enumerate(groups, start=1):
+    for number, scan in enumerate(scans, start=1):
         case_name = name or f"upload {new_id()[:8]}"
-        if name and len(groups) > 1:
+        if name and len(scans) > 1:
             case_name = f"{name} {number}"
-        with (
-            told(),
-            st.spinner("Reading the scan"),
-            tempfile.TemporaryDirectory(dir=ctx.store.folder, prefix=".upload-") as place,
-        ):
-            import_upload(ctx.store, _write(Path(place), group, folder=folder), name=case_name, by=ctx.user)
+        with told(), st.spinner("Reading the scan"):
+            import_upload(ctx.store, scan, name=case_name, by=ctx.user)
             added += 1
-    if added == len(groups):
-        st.session_state.upload_turn += 1  # a new uploader: the old one's bytes leave the memory
+    drop_upload(place)
+    del st.session_state.upload
+    if added == len(scans):
         st.toast(f"{added} scan{'s' if added > 1 else ''} added.")
         st.rerun()
-
-
-def _write(place: Path, group: Sequence[Any], *, folder: bool) -> Path:
-    """Put uploads on disk under names of ours; the file, or the folder of them."""
-    for number, upload in enumerate(group):
-        suffix = next((end for end in _SUFFIXES if upload.name.lower().endswith(end)), "")
-        with (place / f"scan_{number:05}{suffix}").open("xb") as file:
-            shutil.copyfileobj(upload, file)
-    return place if folder else next(place.iterdir())
