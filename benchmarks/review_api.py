@@ -168,7 +168,11 @@ def check(server: Server, first: set[str], told: list[Told]) -> str:
 
     store = server.store
     with Session(store.engine) as session:
-        rows = {row.id: row for row in session.scalars(select(Mask)) if row.id not in first}
+        masks = list(session.scalars(select(Mask)))
+    for row in masks:
+        found = hashlib.sha256(store.file(row.path).read_bytes()).hexdigest()
+        assert found == row.sha256, f"{row.path} has other bytes"
+    rows = {row.id: row for row in masks if row.id not in first}
     accepted = {(case, revision): (sha256, voxels) for one in told for case, revision, sha256, voxels in one.accepted}
     drafts = {draft: voxels for one in told for draft, voxels in one.drafts.items()}
     assert len(accepted) == sum(len(one.accepted) for one in told), "two saves were told to be the same version"
@@ -178,19 +182,16 @@ def check(server: Server, first: set[str], told: list[Told]) -> str:
     assert {row.id for row in rows.values() if row.kind == "draft"} == set(drafts), "drafts and what was told differ"
     for row in rows.values():
         sha256, voxels = accepted[row.case_id, row.revision] if row.kind == "saved" else (row.sha256, drafts[row.id])
-        file = store.file(row.path)
-        assert hashlib.sha256(file.read_bytes()).hexdigest() == row.sha256 == sha256, f"{file} has other bytes"
-        content = np.asarray(nib.load(file).dataobj).astype(np.uint8)
-        assert hashlib.sha256(content.tobytes(order="F")).hexdigest() == voxels, f"{file} has other voxels"
+        assert row.sha256 == sha256, f"{row.path} was told with another hash"
+        content = np.asarray(nib.load(store.file(row.path)).dataobj).astype(np.uint8)
+        assert hashlib.sha256(content.tobytes(order="F")).hexdigest() == voxels, f"{row.path} has other voxels"
     cases = [row.case for row in store.worklist()]
     for case in cases:
-        found = [version.revision for version in store.versions(case.id)]
-        assert found == list(range(1, case.revision + 1)), "versions are missing"
+        revisions = [version.revision for version in store.versions(case.id)]
+        assert revisions == list(range(1, case.revision + 1)), "versions are missing"
         assert store.drafts(case.id) == [], "a draft that was saved on top is still open"
     files = {file.absolute() for case in cases for file in (store.folder / case.id).glob("mask_r*.nii.gz")}
-    with Session(store.engine) as session:
-        named = {store.file(path).absolute() for path in session.scalars(select(Mask.path))}
-    assert files == named, "files without a row, or rows without a file"
+    assert files == {store.file(row.path).absolute() for row in masks}, "files without a row, or rows without a file"
     images = {case.image_sha256 for case in cases}
     assert {scan for one in told for scan in one.scans} <= images, "a scan came with other bytes"
     actions = Counter(line.action for line in store.trail())
