@@ -31,7 +31,7 @@ class Upload {
     this.input = root.querySelector('input')
     this.choose.onclick = () => this.input.click()
     this.input.onchange = () => this.send([...this.input.files])
-    this.cancel.onclick = () => { this.cancelled = true; this.request?.abort() }
+    this.cancel.onclick = () => this.stop()
     root.ondragover = event => { event.preventDefault(); root.classList.toggle('over', true) }
     root.ondragleave = () => root.classList.toggle('over', false)
     root.ondrop = event => {
@@ -39,6 +39,11 @@ class Upload {
       root.classList.toggle('over', false)
       if (!this.c.data.folder) this.send([...event.dataTransfer.files])
     }
+  }
+
+  stop() {
+    this.cancelled = true
+    this.request?.abort()
   }
 
   update(c) {
@@ -68,7 +73,8 @@ class Upload {
     try {
       for (const [i, file] of files.entries()) {
         this.tell(`sending ${i + 1} of ${files.length}`)
-        await this.post(file, i + 1, now => { this.progress.value = (done + now) / bytes })
+        if (this.cancelled) throw new Error()
+        await this.post(file, i + 1, now => { this.progress.value = (done + now) / (bytes || 1) })
         done += file.size
       }
       this.tell(`${files.length === 1 ? '1 file is' : files.length + ' files are'} there`)
@@ -104,6 +110,7 @@ export default function (c) {
   const root = c.parentElement.querySelector('.upload')
   root.medsegUpload ??= new Upload(root)
   root.medsegUpload.update(c)
+  return () => root.medsegUpload.stop() // another view is shown: a later choice must not find parts of this one
 }
 """
 

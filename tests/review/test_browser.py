@@ -305,7 +305,13 @@ def test_scans_are_sent_to_the_data_folder_and_become_cases(desk: Desk, tmp_path
     waiting = lambda: list((desk.folder / "data").glob(".upload-*"))  # noqa: E731
     with desk.person("Dora") as dora:
         dora.tab.get_by_text("Add scans").click()
-        chosen = dora.tab.locator("input[type=file]")
+        chosen = dora.tab.locator("input[type=file][multiple]")
+        dora.tab.route("**/upload/**", lambda _route: None)  # a slow network
+        chosen.set_input_files(files)
+        dora.tab.get_by_text("sending 1 of 2").wait_for()
+        dora.tab.get_by_role("button", name="Cancel").click()
+        dora.tab.get_by_text("cancelled").wait_for()
+        dora.tab.unroute_all()
         chosen.set_input_files(files)
         dora.tab.get_by_text("2 files are there").wait_for()
         ((folder,), held) = waiting(), [file.read_bytes() for file in files]
