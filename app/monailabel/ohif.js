@@ -74,25 +74,38 @@ const correctionTools = [
   },
 ];
 
+// Export of OHIF's segmentation panel. The command that it calls needs to be told the server and is not; the one that
+// tells it shows the result in a way that fails in a view of three planes.
+const storeOnServer = (commandsManager, extensionManager, uiNotificationService) => async (given) => {
+  const [dataSource] = extensionManager.getActiveDataSource();
+  const say = (type, message) => uiNotificationService.show({ title: 'DICOM SEG', message, type, duration: 8000 });
+  try {
+    const stored = await commandsManager.runCommand('storeSegmentation', { ...given, dataSource }, 'SEGMENTATION');
+    if (stored) {
+      say('success', 'Stored on the DICOMweb server');
+    }
+  } catch (error) {
+    say('error', `Not stored: ${error.message || 'the DICOMweb server refuses it'}`);
+  }
+};
+
 // MONAI Label's mode has no button that hands a segmentation in, and names correction tools that it does not bring.
-// OHIF's own segmentation panel beside it does both: its Export sends DICOM SEG to the DICOMweb server. Two commands
-// share Export's name; OHIF takes the one that needs to be told the server, without telling it.
+// OHIF's own segmentation panel beside it does both.
+let extensions;
 const submission = {
   id: 'medseg-submission',
-  getCommandsModule: ({ commandsManager }) => ({
-    defaultContext: 'MEDSEG',
-    definitions: {
-      storeSegmentation: {
-        commandFn: (options) =>
-          commandsManager.runCommand('storeSegmentation', options, options.dataSource ? 'SEGMENTATION' : 'CORNERSTONE'),
-      },
-    },
-  }),
-  onModeEnter: ({ servicesManager }) => {
+  preRegistration: ({ extensionManager }) => {
+    extensions = extensionManager;
+  },
+  onModeEnter: ({ servicesManager, commandsManager }) => {
     if (location.pathname.endsWith('/monai-label')) {
-      const { panelService, toolbarService } = servicesManager.services;
+      const { panelService, toolbarService, uiNotificationService } = servicesManager.services;
       toolbarService.addButtons(correctionTools);
       panelService.addPanel('right', '@ohif/extension-cornerstone.panelModule.panelSegmentationWithTools');
+      commandsManager.createContext('MEDSEG'); // of commands of one name OHIF takes that of the youngest context
+      commandsManager.registerCommand('MEDSEG', 'storeSegmentation', {
+        commandFn: storeOnServer(commandsManager, extensions, uiNotificationService),
+      });
     }
   },
 };

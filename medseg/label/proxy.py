@@ -71,6 +71,7 @@ def dicomweb_routes(url: str, login: tuple[str, str] | None) -> APIRouter:
 
     @router.get("/ohif/app-config.js")
     async def settings_of_ohif() -> Response:
-        return FileResponse(app_folder() / "ohif.js", media_type="text/javascript")
+        path = app_folder() / "ohif.js"
+        return FileResponse(path, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
 
     return router
