@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from medseg.batch.journal import Entry, Journal
-from medseg.errors import InputError, MedsegError, UsageError
+from medseg.errors import DeviceError, InputError, MedsegError, UsageError
 from medseg.review import server
 from medseg.review.intake import Intake
 from medseg.review.settings import Settings, read_login
@@ -117,6 +117,17 @@ def test_a_login_file_that_is_not_complete_is_refused_without_its_secrets(
     with pytest.raises(InputError, match=problem) as caught:
         read_login(tmp_path / "login.toml")
     assert "hidden" not in str(caught.value)
+
+
+def test_a_login_without_its_packages_is_refused_before_anything_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "login.toml").write_text(LOGIN)
+    settings = Settings(tmp_path / "data", login=read_login(tmp_path / "login.toml"))
+    monkeypatch.setattr(server.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(DeviceError, match=r"--login: authlib and httpx not installed; pip install 'medseg\[auth\]'"):
+        server.build_app(settings)
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_taken_port_is_said_before_anything_is_opened(tmp_path: Path) -> None:
