@@ -25,7 +25,9 @@ STYLE = f"""<style>
 [data-testid="stSidebar"][aria-expanded="false"] {{width: 0 !important; min-width: 0 !important}}
 [data-testid="stSidebarUserContent"] {{padding-top: 0; padding-bottom: 3rem}}
 [data-testid="stVerticalBlock"] {{gap: .6rem}}
-.st-key-panel_column {{height: calc(100vh - 108px); overflow-y: auto; overflow-x: hidden; flex-shrink: 0}}
+.st-key-panel_column {{
+  max-height: calc(100vh - 108px) !important; overflow-y: auto; overflow-x: hidden; flex-shrink: 0;
+}}
 body::after {{
   content: "{BANNER}"; position: fixed; z-index: 1000000; left: 0; right: 0; bottom: 0; height: 22px;
   background: #3a2f0b; color: #ffe9a8; font: 12px/22px "Source Sans", sans-serif; text-align: center;

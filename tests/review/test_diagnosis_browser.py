@@ -77,6 +77,11 @@ def test_the_evidence_lies_over_the_lesion_that_a_finding_leads_to(
         table = tab.locator(".st-key-panel_column [data-testid=stDataFrame]").first
         places = [tab.locator("[data-testid=stHtml]").get_by_text(name) for name in diagnosis["classes"].values()]
         assert all(_inside(place, width) for place in (*places, table))
+        panel = tab.locator(".st-key-panel_column")  # it scrolls by itself, and the viewer beside it stays
+        assert _bottom(panel) < height
+        tab.get_by_text("A click moves the crosshair").scroll_into_view_if_needed()
+        assert _bottom(tab.get_by_text("A click moves the crosshair")) < height
+        assert tab.locator(".medseg-viewer").bounding_box()["y"] > 0
         table.scroll_into_view_if_needed()
         box = table.bounding_box()
         tab.mouse.click(box["x"] + 70, box["y"] + 52)
@@ -109,6 +114,11 @@ def _inside(place: Any, width: int) -> bool:
     """Whether something is drawn whole between the window's left and right edge."""
     box = place.first.bounding_box()
     return box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width
+
+
+def _bottom(place: Any) -> float:
+    box = place.bounding_box()
+    return float(box["y"] + box["height"])
 
 
 def _colour(page: Page, voxel: list[int]) -> np.ndarray:
