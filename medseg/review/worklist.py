@@ -370,7 +370,7 @@ def _add_file(store: Store, case: Case, mask: Path, record: Record | None, *, by
         runtime_s=sum(record.seconds.values()),
         device=record.device,
         uncertainty=_map(mask, "uncertainty", labels.shape),
-        evidence=_map(mask, "evidence", labels.shape),
+        evidence=None if record.diagnosis is None else _map(mask, "evidence", labels.shape),
         by=by,
     )
 

@@ -22,6 +22,7 @@ from medseg.review import server
 from medseg.review.api import Api
 from medseg.review.compare import REFERENCE, segmentation
 from medseg.review.exports import export_case
+from medseg.review.runnable import holds_phases
 from medseg.review.saving import save_labels
 from medseg.review.settings import Settings
 from medseg.review.signing import Claim
@@ -246,3 +247,12 @@ def test_what_a_batch_made_of_phases_comes_with_the_references_picture_and_its_m
         assert made.evidence_path
         assert made.uncertainty_path
     assert [Path(source).name for source in cases["q"].sources] == ["q_0000.nii.gz", "q_0002.nii.gz"]
+    single = desk.store.case(desk.cases["p_plain"])
+    assert [holds_phases(desk.store, case, 3) for case in (cases["q"], cases["r"], single)] == [True, True, False]
+    page = desk.page("run", "p_plain", case_id=cases["r"].id)
+    page.selectbox[1].set_value(BUNDLE).run()
+    assert "CT A" not in {box.label for box in page.selectbox}
+    page.button(key="run").click().run()
+    job = desk.store.jobs()[-1]
+    assert (job.case_id, job.options["phases"], job.options["evidence"]) == (cases["r"].id, {}, True)
+    assert "patient" not in job.options

@@ -176,7 +176,7 @@ def lesions(
             "ml": row.volume_ml,
             "mm": row.axial_diameter_mm,
             **({"unc.": row.max_uncertainty} if unsure else {}),
-            "centre (R, A, S mm)": ", ".join(f"{mm:.0f}" for mm in row.centroid_mm),
+            "R, A, S mm": ", ".join(f"{mm:.0f}" for mm in row.centroid_mm),
         }
         for row in rows
     ]
@@ -195,12 +195,12 @@ def lesions(
         on_select=picked,
         selection_mode=["single-row", "single-cell"],
         column_config={
-            "no.": st.column_config.NumberColumn(width=32),
-            "structure": st.column_config.TextColumn(width=84),
-            "ml": st.column_config.NumberColumn(format="%.2f", width=56),
-            "mm": st.column_config.NumberColumn(format="%.1f", width=48, help="longest axial diameter"),
-            "unc.": st.column_config.NumberColumn(format="%.2f", width=48, help="largest uncertainty in it"),
-            "centre (R, A, S mm)": st.column_config.TextColumn(width=100),
+            "no.": st.column_config.NumberColumn(width=28),
+            "structure": st.column_config.TextColumn(width=70),
+            "ml": st.column_config.NumberColumn(format="%.2f", width=48),
+            "mm": st.column_config.NumberColumn(format="%.1f", width=42, help="longest axial diameter"),
+            "unc.": st.column_config.NumberColumn(format="%.2f", width=42, help="largest uncertainty in it"),
+            "R, A, S mm": st.column_config.TextColumn(width=88, help="centre"),
         },
         height=min(38 + 35 * len(cells), 420),
     )
@@ -276,14 +276,14 @@ def _findings(made: Prediction, go: Callable[..., None]) -> None:
         on_select=picked,
         selection_mode=["single-row", "single-cell"],
         column_config={
-            "type": st.column_config.TextColumn(width=44),
-            "part": st.column_config.TextColumn(width=42),
-            "ml": st.column_config.NumberColumn(format="%.1f", width=40),
+            "type": st.column_config.TextColumn(width=42),
+            "part": st.column_config.TextColumn(width=40),
+            "ml": st.column_config.NumberColumn(format="%.1f", width=37),
             **{
-                f"{plane} mm": st.column_config.TextColumn(plane, width=54, help="longest and across it, mm")
+                f"{plane} mm": st.column_config.TextColumn(plane, width=53, help="longest and across it, mm")
                 for plane in planes
             },
-            "prob.": st.column_config.NumberColumn(format="%.2f", width=42, help="highest probability of a lesion"),
+            "prob.": st.column_config.NumberColumn(format="%.2f", width=40, help="highest probability of a lesion"),
         },
         height=min(38 + 35 * len(cells), 178),
     )
