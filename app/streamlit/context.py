@@ -76,6 +76,12 @@ class Context:
         return self.store.origin(case.id, self.revision_of(shown))
 
 
+def log_out(services: Services) -> None:
+    """End the login of this browser, in all its tabs."""
+    services.signer.end(login_of(st.context.cookies))
+    st.logout()
+
+
 @contextmanager
 def told() -> Iterator[None]:
     """Show a failure with a known cause as one line, without folders, instead of ending the page."""

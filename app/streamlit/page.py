@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 from urllib.parse import urlsplit
 
 import streamlit as st
-from context import COOKIE, Context, open_case, show_case
+from context import COOKIE, Context, log_out, open_case, show_case
 from views import audit, compare, review, run, settings, worklist
 
 from medseg.errors import InputError
 from medseg.review.server import Services, services
 from medseg.review.settings import Login
+from medseg.review.signing import login_of
 from medseg.review.store.models import User
 from medseg.review.store.repo import BANNER
 
@@ -44,7 +46,7 @@ export default function (c) {
 def _somebody(found: Services) -> User | None:
     """Who is there; None when somebody has to say so first, or may not come in."""
     if found.settings.login is not None:
-        claims = st.user.to_dict() if st.user.is_logged_in else {}
+        claims = _claims(found)
         role = found.settings.login.role(claims)
         if role is None:
             return None
@@ -70,7 +72,7 @@ def _ask(found: Services) -> None:
     st.title("medseg review")
     st.info(BANNER)
     if found.settings.login is not None:
-        _ask_to_log_in(found.settings.login)
+        _ask_to_log_in(found, found.settings.login)
         return
     if "nobody" in st.session_state:
         _remember("", 0)
@@ -84,14 +86,20 @@ def _ask(found: Services) -> None:
             st.error("Write your name.")
 
 
-def _ask_to_log_in(login: Login) -> None:
-    if st.user.is_logged_in:
+def _claims(found: Services) -> dict[str, Any]:
+    """What the provider says of whoever has logged in; a tab may not know yet that another one has logged out."""
+    if not st.user.is_logged_in or found.signer.ended(login_of(st.context.cookies)):
+        return {}
+    return dict(st.user.to_dict())
+
+
+def _ask_to_log_in(found: Services, login: Login) -> None:
+    if claims := _claims(found):
         st.error("You are logged in, but you have no role on this page.")
         st.write("Whoever runs the page can give you one: this is how it has to name you.")
-        claims = st.user.to_dict()
         address = str(claims.get("email")) if claims.get("email_verified") is True else ""
         st.code("\n".join(filter(None, (str(claims.get("sub", "")), address))), language=None)
-        st.button("Log out", on_click=st.logout, key="log_out")
+        st.button("Log out", on_click=log_out, args=(found,), key="log_out")
         return
     here = urlsplit(st.context.url or "")
     if here.netloc and f"{here.scheme}://{here.netloc}" != login.address:  # the provider sends browsers back there

@@ -64,10 +64,19 @@ class Signer:
         if len(key) < 32:
             raise ValueError(f"the key must have at least 32 bytes, got {len(key)}")
         self._key = key
+        self._ended: set[str] = set()
 
     def sign(self, claim: Claim) -> str:
         """A token, safe in URLs and headers; it holds random identifiers and a time, nothing else."""
         return self._serializer(claim.purpose).dumps([claim.target, claim.user_id, claim.login])
+
+    def end(self, login: str) -> None:
+        """Take no claim of a login any more: somebody has logged out, and copies of the cookies may be left."""
+        self._ended.add(login)
+
+    def ended(self, login: str) -> bool:
+        """Whether somebody has logged out of this login, as far as this process knows."""
+        return login in self._ended
 
     def verify(self, token: str, purpose: Purpose, target: str, *, cookies: Mapping[str, str]) -> Claim:
         """Check a token.
@@ -85,7 +94,7 @@ class Signer:
             signed, user_id, login = self._serializer(purpose).loads(token, max_age=MAX_AGE_S[purpose])
         except (BadData, ValueError, TypeError):
             raise BadClaimError from None
-        if signed != target or (login and login != login_of(cookies)):
+        if signed != target or (login and (login != login_of(cookies) or self.ended(login))):
             raise BadClaimError
         return Claim(purpose, target, user_id, login)
 

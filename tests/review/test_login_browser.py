@@ -175,12 +175,22 @@ def test_a_reviewer_logs_in_saves_and_signs_under_the_providers_subject_and_logs
             assert other.get(volume).status == 403
             assert other.post(save.url, data=b"x", headers=stolen).status == 403
 
+        second = ben.context.new_page()
+        second.set_default_timeout(PATIENCE_S * 1000)
+        second.goto(f"{clinic.address}/audit")
+        second.get_by_role("button", name="Check").wait_for()
+        cookies = {cookie["name"]: cookie["value"] for cookie in ben.context.cookies(clinic.address)}
+        copied = {"Cookie": "; ".join(f"{name}={value}" for name, value in cookies.items())}
+        assert nobody.request.get(volume, headers=copied).status == 200
         ben.goto(f"{clinic.address}/settings")
         ben.get_by_role("button", name="Log out").click()
         ben.get_by_role("button", name="End session").click()
         ben.get_by_role("button", name="Log in").wait_for()
         assert ben.context.request.get(volume).status == 403
         assert ben.context.request.post(save.url, data=b"x", headers=stolen).status == 403
+        assert nobody.request.get(volume, headers=copied).status == 403
+        second.get_by_role("button", name="Check").click()
+        second.get_by_role("button", name="Log in").wait_for()
 
 
 def test_a_reader_sees_and_may_not_save_or_sign(clinic: Clinic) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 import streamlit as st
-from context import Context, told
+from context import Context, log_out, told
 
 import medseg
 from medseg.review.store.models import Role
@@ -24,7 +24,7 @@ def render(ctx: Context) -> None:
     with st.container(border=True):
         st.markdown(f"**{ctx.user.display_name}** · {ctx.user.role}: {_MAY[ctx.user.role]}")
         if ctx.services.settings.login is not None:
-            st.button("Log out", on_click=st.logout, key="log_out")
+            st.button("Log out", on_click=log_out, args=(ctx.services,), key="log_out")
         else:
             st.caption("This page has no login: the name is not checked. It is kept in this browser for a month.")
             if st.button("I am somebody else", key="log_out"):
