@@ -79,12 +79,12 @@ def find_bundle(name: str | Path) -> Path:
     path = Path(name)
     if (path / _METADATA).is_file():
         return path
-    if path.exists() and len(path.parts) > 1:
-        problem = "is a file, not a bundle's folder" if path.is_file() else f"is a folder without {_METADATA}"
-        raise BundleError(path, problem, "give the folder that holds configs/ and models/")
     # A plain name cannot climb out of the folders searched.
     if len(path.parts) == 1 and path.name and (found := _by_name(path.name)):
         return found
+    if path.exists():
+        problem = "is a file, not a bundle's folder" if path.is_file() else f"is a folder without {_METADATA}"
+        raise BundleError(path, problem, "give the folder that holds configs/ and models/")
     names = [root.name for root in all_bundles()]
     meant = "".join(f"did you mean {one}? " for one in difflib.get_close_matches(path.name, names, n=1, cutoff=0.8))
     known = ", ".join(names) or "none"

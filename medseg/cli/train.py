@@ -270,8 +270,9 @@ class _Display:
 
     def step(self, progress: Progress, share: float) -> None:
         """One more optimiser step."""
-        dice = sum(progress.dice.values()) / len(progress.dice) if progress.dice else float("nan")
-        note = f"step {progress.step}  loss {progress.loss:.3f}  held-out Dice {dice:.3f}"
+        note = f"step {progress.step}  loss {progress.loss:.3f}"
+        if progress.dice:
+            note += f"  held-out Dice {sum(progress.dice.values()) / len(progress.dice):.3f}"
         self._bar.update(self._task("train"), completed=share, note=note)
         if self._plain and int(100 * share) > self._reported:
             self._reported = int(100 * share)

@@ -72,7 +72,7 @@ def read_volume(
         return one_volume(paths[0], channels)
     if channels is not None and len(paths) != channels:
         takes = f"{len(paths)} files; the bundle takes {channels} channel{'s' if channels > 1 else ''}"
-        raise InputError(paths[0], takes, "give one file for each channel")
+        raise InputError(paths[0], takes, "give one file for each channel; the output's name goes after -o")
     volumes = [one_volume(one, 1) for one in paths]
     first = volumes[0]
     for one, other in zip(paths[1:], volumes[1:], strict=True):
