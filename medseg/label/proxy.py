@@ -48,13 +48,8 @@ def dicomweb_routes(url: str, login: tuple[str, str] | None) -> APIRouter:
         headers = {"accept-encoding": "identity"}
         headers |= {key: request.headers[key] for key in _ASKED if key in request.headers}
         content: AsyncIterator[bytes] | None = request.stream() if request.method == "POST" else None
-        asked = client.build_request(
-            request.method,
-            f"{url}/{resource[1]}",
-            params=request.url.query,
-            headers=headers,
-            content=content,
-        )
+        query = f"?{request.url.query}" if request.url.query else ""  # as it came: "*" has to stay what it is
+        asked = client.build_request(request.method, f"{url}/{resource[1]}{query}", headers=headers, content=content)
         try:
             answer = await client.send(asked, stream=True)
         except httpx.HTTPError as err:

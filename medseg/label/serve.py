@@ -332,6 +332,7 @@ def _check_dicomweb(url: str, known: tuple[str, str] | None) -> None:
         with urllib.request.urlopen(asked, timeout=30) as answer:  # noqa: S310
             json.loads(answer.read() or b"[]")
     except urllib.error.HTTPError as err:
+        err.close()
         remedy = f"set {USERNAME} and {PASSWORD}" if err.code in (401, 403) else "e.g. http://127.0.0.1:8042/dicom-web"
         raise InputError(url, f"refuses the request for series (status {err.code})", remedy) from None
     except ValueError:
