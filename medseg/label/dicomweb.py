@@ -101,7 +101,7 @@ class DicomWeb:
 
     def _describe(self, study: str, series: str) -> Reference:
         described = _asked(lambda: self._client.retrieve_series_metadata(study, series))
-        return _reference(study, series, pydicom.Dataset.from_json(described[0]))
+        return _reference(study, series, _parsed(described[0]))
 
     def segmentation(self, reference: Reference) -> Any:
         """A DICOM SEG object.
@@ -123,7 +123,7 @@ class DicomWeb:
 
     def _search(self, filters: Mapping[str, str]) -> list[Any]:
         answer = _asked(lambda: self._client.search_for_series(search_filters=dict(filters), get_remaining=True))
-        found = [pydicom.Dataset.from_json(one) for one in answer]
+        found = [_parsed(one) for one in answer]
         # A server may leave a filter that it does not know unheeded.
         return [one for one in found if all(str(one.get(key)) == value for key, value in filters.items())]
 
@@ -170,13 +170,19 @@ def _asked(request: Callable[[], _Answer]) -> _Answer:
         InputError: it does not, or refuses.
     """
     try:
-        return request()
+        with discreet():
+            return request()
     except requests.HTTPError as err:
         status = err.response.status_code if err.response is not None else 0
         remedy = f"set {USERNAME} and {PASSWORD}" if status in (401, 403) else "see its log"
         raise InputError(_SUBJECT, f"refuses a request (status {status})", remedy) from None
     except requests.RequestException as err:
         raise InputError(_SUBJECT, f"does not answer ({type(err).__name__})", "is it running?") from None
+
+
+@discreet()
+def _parsed(answer: dict[str, Any]) -> Any:
+    return pydicom.Dataset.from_json(answer)
 
 
 def _reference(study: str, series: str, described: Any) -> Reference:
