@@ -110,14 +110,12 @@ def batch(
     Writes CASE_seg.nii.gz, CASE_seg.json and CASE_seg.png for each case, and run.jsonl, summary.csv and
     summary.json for all. A case that fails does not stop the others.
 
-    Examples:
-      medseg batch imagesTs/ -o results
+    To try:
 
-      medseg batch "study/*/ct.nii.gz" -o results --workers 4
-
-      medseg batch studies/ -o results --dicom-seg
-
-      medseg batch cases.csv -o /shared/results --engine ray --address auto
+    - medseg batch imagesTs/ -o results
+    - medseg batch "study/*/ct.nii.gz" -o results --workers 4
+    - medseg batch studies/ -o results --dicom-seg
+    - medseg batch cases.csv -o /shared/results --engine ray --address auto
 
     Exit codes: 0 all done, 7 some failed, else as medseg infer; 130 and 143 stopped by a signal.
     """

@@ -97,7 +97,10 @@ def _ensemble_summary(root: Path) -> dict[str, Any]:
 
 @app.command()
 def show(name: Name, *, json_: AsJson = False) -> None:
-    """Show what a bundle takes, gives and was trained on."""
+    """Show what a bundle takes, gives and was trained on.
+
+    Example: medseg bundles show swin_unetr_hippocampus
+    """
     from medseg.bundles.load import load_bundle
     from medseg.bundles.locate import find_bundle, is_ensemble
 
@@ -198,7 +201,10 @@ def _readable(value: Any) -> str:
 
 @app.command()
 def verify(name: Name, *, trust: Trust = False, json_: AsJson = False) -> None:
-    """Check a bundle: its files and their SHA-256, metadata, configuration, weights and one forward pass."""
+    """Check a bundle: its files and their SHA-256, metadata, configuration, weights and one forward pass.
+
+    Example: medseg bundles verify swin_unetr_hippocampus
+    """
     from medseg.bundles.verify import Check, verify_bundle
 
     checks: list[Check] = []
@@ -229,7 +235,10 @@ def pack(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of that name.")] = False,
 ) -> None:
-    """Make a complete bundle of a finished run: weights, configuration, documents, licence and manifest."""
+    """Make a complete bundle of a finished run: weights, configuration, documents, licence and manifest.
+
+    Example: medseg bundles pack runs/first --name my_hippocampus
+    """
     from medseg.bundles.locate import user_bundles
     from medseg.bundles.pack import pack_bundle
 

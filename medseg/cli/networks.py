@@ -57,7 +57,10 @@ def list_(*, json_: AsJson = False) -> None:
 def show(
     name: Annotated[str, typer.Argument(help="A name of medseg networks list.")], *, json_: AsJson = False
 ) -> None:
-    """Show one architecture: input rule, size, paper, public code, published weights and results."""
+    """Show one architecture: input rule, size, paper, public code, published weights and results.
+
+    Example: medseg networks show swin_unetr
+    """
     try:
         facts = read_facts(name)
     except ValueError as err:
