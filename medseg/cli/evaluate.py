@@ -60,7 +60,7 @@ def evaluate(
     - medseg evaluate --prediction results --reference Task04/labelsTr --split split.json -o scores.csv
     - medseg evaluate --classification --prediction results --reference phantom --confusion confusion.png
 
-    Exit codes: 0 every case, 2 usage, 3 no case or a path that is not there, 6 output, 7 written, but some cases failed.
+    Exit codes: 0 every case, 2 usage, 3 no case or a missing path, 6 output, 7 written, but some cases failed.
     """
     from medseg.io.write import reserve, write_bytes
 
