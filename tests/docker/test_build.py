@@ -203,7 +203,11 @@ def test_a_server_becomes_well_by_the_images_own_check_and_stops_when_told(
 ) -> None:
     name = command[0]
     shutil.copy(SAMPLE, tmp_path)
-    podman.start(tmp_path, "--detach", "--name", name, f"localhost/{name}:cpu", *command)
+    models = tmp_path / "models"
+    models.mkdir()
+    shutil.chown(models, USER, USER)
+    kept = ("--volume", f"{models}:/var/lib/medseg")
+    podman.start(tmp_path, "--detach", "--name", name, *kept, f"localhost/{name}:cpu", *command)
     end = time.monotonic() + LIMIT
     while not podman.healthy(name):
         state = podman("inspect", "--format", "{{.State.Status}}", name).stdout.strip()
