@@ -20,7 +20,7 @@ def calibrate(
     data: Annotated[Path, typer.Option(help="Data set with labels, in the layout of medseg train.")],
     *,
     split: Annotated[Path, typer.Option(help="JSON file with a list of case names for each part.")],
-    part: Annotated[str, typer.Option(help="Part to fit to; best one that the weights have not seen.")] = "train",
+    part: Annotated[str | None, typer.Option(help="Part to fit to, one that the weights have not seen.")] = None,
     fold: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,10 +72,13 @@ def calibrate(
             raise UsageError(split, f"no part {wanted!r}; it has {', '.join(parts) or 'none'}", "choose another")
         return dataset.part(parts[wanted])
 
-    if fold:
+    if fold and part is None:
         fitted = [Labelled(load_ensemble(folder), cases(held)) for folder, held in map(_fold, fold)]
-    else:
+    elif part is not None and not fold:
         fitted = [Labelled(model, cases(part))]
+    else:
+        problem = "both are given" if fold else "neither is given"
+        raise UsageError("--part, --fold", problem, "name the part that the weights have not seen, or the folds")
     others = () if report_part is None else cases(report_part)
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

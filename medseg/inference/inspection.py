@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from medseg.bundles.locate import all_bundles, is_ensemble, weights_of
 from medseg.bundles.spec import read_spec
 from medseg.errors import BundleError, InputError
-from medseg.inference.suitability import unsuitable
+from medseg.inference.suitability import looks_like_labels, sample_of, unsuitable
 from medseg.io import geometry
 from medseg.io.files import case_name
 from medseg.io.read import is_dicom_input, read_volume
@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 Triple = tuple[float, float, float]
 
 _PERCENTILES = (1, 5, 50, 95, 99)
-_SAMPLES = 1_000_000
 _ANISOTROPIC = 3.0
 _AIR_HU = -500.0
 _LABELS = "label map"
-_MOST_LABELS = 128
 
 
 class _Strict(BaseModel):
@@ -166,12 +164,16 @@ def _rows(contents: Contents, root: Path, shown: Path, *, descriptions: bool) ->
 
 
 def guess_modality(data: NDArray[np.float32]) -> str:
-    """CT, MR, a label map or "" by the look of a scan (C, X, Y, Z)."""
-    return _guessed(data, _sample(data))
+    """What (C, X, Y, Z) looks like: CT by its air, a label map, MR for other magnitudes; "" when nothing fits."""
+    if data.min() < _AIR_HU and data.max() > 0:
+        return "CT"
+    if looks_like_labels(data):
+        return _LABELS
+    return "MR" if data.min() >= 0 and data.max() > 0 else ""
 
 
 def _facts(volume: Volume) -> VolumeFacts:
-    sample = _sample(volume.data)
+    sample = sample_of(volume.data)
     stated = volume.source.dicom.modality if volume.source.dicom is not None else ""
     return VolumeFacts(
         shape=volume.shape,
@@ -185,33 +187,9 @@ def _facts(volume: Volume) -> VolumeFacts:
         minimum=float(volume.data.min()),
         maximum=float(volume.data.max()),
         percentiles={str(step): float(np.percentile(sample, step)) for step in _PERCENTILES},
-        modality=stated or _guessed(volume.data, sample),
+        modality=stated or guess_modality(volume.data),
         modality_is="stated" if stated else "guessed",
     )
-
-
-def _sample(data: NDArray[np.float32]) -> NDArray[np.float32]:
-    """At most about a million voxels, spread evenly."""
-    flat = data.reshape(-1)
-    return flat[:: max(1, flat.size // _SAMPLES)]
-
-
-def _looks_like_labels(data: NDArray[np.float32], sample: NDArray[np.float32]) -> bool:
-    """Few whole numbers from 0 that stay together."""
-    values = np.unique(sample)
-    if values.size > _MOST_LABELS or values[0] < 0 or values[-1] > np.iinfo(np.uint16).max:
-        return False
-    # Neighbours in a label map are mostly equal; in a coarse image they are not.
-    return bool((values == np.rint(values)).all() and (data[..., 1:] == data[..., :-1]).mean() > 0.8)
-
-
-def _guessed(data: NDArray[np.float32], sample: NDArray[np.float32]) -> str:
-    """CT by its air, labels by their look, MR for other images of magnitudes; "" when nothing fits."""
-    if data.min() < _AIR_HU and data.max() > 0:
-        return "CT"
-    if _looks_like_labels(data, sample):
-        return _LABELS
-    return "MR" if data.min() >= 0 and data.max() > 0 else ""
 
 
 def _remarks(volume: Volume) -> list[str]:
@@ -224,7 +202,7 @@ def _remarks(volume: Volume) -> list[str]:
         found.append("all voxels have the same value")
     if min(volume.shape) == 1:
         found.append("a single slice")
-    if _looks_like_labels(volume.data, _sample(volume.data)):
+    if looks_like_labels(volume.data):
         found.append("looks like a label map, not like a scan")
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medseg.bundles.spec import BundleSpec
 from medseg.io import geometry
@@ -10,6 +11,8 @@ from medseg.io.volume import Volume
 
 # Air is -1000 HU. No MR scanner stores magnitudes far below 0, and CT almost always holds some air.
 _AIR_HU = -500.0
+_SAMPLES = 1_000_000
+_MOST_LABELS = 128
 
 
 def unsuitable(volume: Volume, spec: BundleSpec) -> list[str]:
@@ -30,6 +33,8 @@ def unsuitable(volume: Volume, spec: BundleSpec) -> list[str]:
         found += _outside("field of view", geometry.extent_mm(shape, turned), suitable.extent_mm, suitable.tolerance)
     if suitable.spacing_mm is not None:
         found += _outside("voxel size", geometry.spacing(turned), suitable.spacing_mm, suitable.tolerance)
+    if looks_like_labels(volume.data):
+        found.append("looks like a label map, not like a scan")
     stated = volume.source.dicom.modality if volume.source.dicom is not None else ""
     if stated and suitable.modality and stated != suitable.modality:
         return [*found, f"modality {stated} instead of {suitable.modality}"]
@@ -39,6 +44,21 @@ def unsuitable(volume: Volume, spec: BundleSpec) -> list[str]:
     if suitable.modality == "CT" and lowest >= 0 and float(volume.data.max()) > 0:
         found.append("no intensity below 0, so no Hounsfield units of CT")
     return found
+
+
+def looks_like_labels(data: NDArray[np.float32]) -> bool:
+    """Whether an image (C, X, Y, Z) holds few whole numbers from 0, more than one, that stay together."""
+    values = np.unique(sample_of(data))
+    if not 2 <= values.size <= _MOST_LABELS or values[0] < 0 or values[-1] > np.iinfo(np.uint16).max:
+        return False
+    # Neighbours in a label map are mostly equal; in a coarse image they are not.
+    return bool((values == np.rint(values)).all() and (data[..., 1:] == data[..., :-1]).mean() > 0.8)
+
+
+def sample_of(data: NDArray[np.float32]) -> NDArray[np.float32]:
+    """At most about a million voxels, spread evenly."""
+    flat = data.reshape(-1)
+    return flat[:: max(1, flat.size // _SAMPLES)]
 
 
 def _outside(

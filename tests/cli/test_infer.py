@@ -123,6 +123,7 @@ BAD_INPUT: list[tuple[str, int, Callable[[Path], Path], str]] = [
     ("zero size", 3, _zero_size, ""),
     ("singular affine", 3, _singular, ""),
     ("unsuitable", 4, lambda path: save_scan(path, blob_scan((90, 90, 90))), "--force"),
+    ("labels", 4, lambda path: save_scan(path, (blob_scan((34, 50, 33)) > 230).astype(np.uint8)), "a label map, not"),
 ]
 
 
