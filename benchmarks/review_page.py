@@ -7,7 +7,8 @@
 A server is started as people start it, on a data folder that is gone afterwards. For each scan, alone: the first and
 the second request of what the viewer loads. Then ten clients load everything of the first scan at once. Then Chromium
 opens each scan: seconds from the click to the first picture (of the reduced copy, where there is one) and to voxels and
-mask in full. Seconds of processor time stand beside those of the clock, which other work on the machine stretches.
+mask in full; at last ten sessions have the first scan open. Seconds of processor time stand beside those of the clock,
+which other work on the machine stretches.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -186,17 +188,22 @@ def measure_requests(server: Server) -> None:
 
 
 def measure_browser(server: Server) -> None:
-    """Chromium opens each case."""
+    """Chromium opens each case; then ten people have the first one open, each with a session of their own."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as tools:
         browser = tools.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        tab = browser.new_context(viewport={"width": 1600, "height": 900}).new_page()
-        tab.set_default_timeout(600_000)
-        tab.goto(server.address)
-        tab.get_by_role("textbox", name="Your name").fill("Benchmark")
-        tab.get_by_role("button", name="Begin").click()
-        tab.get_by_text("Click a line to open it").wait_for()
+
+        def enter() -> Any:
+            tab = browser.new_context(viewport={"width": 1600, "height": 900}).new_page()
+            tab.set_default_timeout(600_000)
+            tab.goto(server.address)
+            tab.get_by_role("textbox", name="Your name").fill("Benchmark")
+            tab.get_by_role("button", name="Begin").click()
+            tab.get_by_text("Click a line to open it").wait_for()
+            return tab
+
+        tab = enter()
         for row in server.store.worklist():
             clock, cpu = time.perf_counter(), cpu_seconds(os.getpid())
             tab.goto(f"{server.address}/review?case={row.case.id}")
@@ -208,6 +215,16 @@ def measure_browser(server: Server) -> None:
             print(
                 f"{row.case.name} in Chromium: first picture {first}, everything {full}, JavaScript heap {heap:.0f} MB"
             )
+        first_case = server.store.worklist()[0].case
+        before = memory_mb(server.pid)[0]
+        for one in (tab, *(enter() for _ in range(CLIENTS - 1))):
+            one.goto(f"{server.address}/review?case={first_case.id}")
+            one.locator(".medseg-viewer[data-phase=ready]").wait_for()
+        now, most = memory_mb(server.pid)
+        print(
+            f"{CLIENTS} sessions in Chromium have {first_case.name} open: server {before:.0f} MB before, {now:.0f} MB "
+            f"now, {most:.0f} MB at most since its start"
+        )
         browser.close()
 
 
