@@ -36,6 +36,7 @@ TOOLS = ("mmdebstrap", "podman", "runc")
 MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
 SAMPLE = ROOT / "data" / "samples" / "hippocampus_003.nii.gz"
 USER = 10001
+ROOMY, ROOM = "/var/tmp", 25 * 10**9  # 20 GB at most while it builds, which /tmp may not have
 LIMIT = 1200  # seconds for what takes one minute on an idle machine
 
 
@@ -51,6 +52,9 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="images are built by root only (sudo, or in CI)"),
     pytest.mark.skipif(
         bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (Debian packages; .ci/run has them)"
+    ),
+    pytest.mark.skipif(
+        shutil.disk_usage(ROOMY).free < ROOM, reason=f"less than {ROOM // 10**9} GB free in {ROOMY} for building images"
     ),
     pytest.mark.skipif(not _may_mount(), reason="no right to mount file systems, which building images needs"),
 ]
@@ -144,7 +148,7 @@ def build(podman: Podman, archive: Path, packages: Path) -> str:
 
 @pytest.fixture(scope="module")
 def podman() -> Iterator[Podman]:
-    folder = Path(tempfile.mkdtemp(prefix="medseg-images-", dir="/var/tmp"))  # some 10 GB, which /tmp may not have
+    folder = Path(tempfile.mkdtemp(prefix="medseg-images-", dir=ROOMY))
     podman = Podman(folder)
     try:
         yield podman
