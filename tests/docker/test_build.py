@@ -36,7 +36,7 @@ TOOLS = ("mmdebstrap", "podman", "runc")
 MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
 SAMPLE = ROOT / "data" / "samples" / "hippocampus_003.nii.gz"
 USER = 10001
-ROOMY, ROOM = "/var/tmp", 25 * 10**9  # 20 GB at most while it builds, which /tmp may not have
+ROOMY, ROOM = "/var/tmp", 25 * 10**9  # noqa: S108 - 20 GB at most while it builds, which /tmp may not have
 LIMIT = 1200  # seconds for what takes one minute on an idle machine
 
 
