@@ -16,13 +16,14 @@ from medseg.review.store.models import User, new_id
 from medseg.review.store.postgres import postgres_engine
 from medseg.review.store.repo import NewMask, Store
 
+_MAIN = sys.modules["__main__"]  # of the tests: a fixture of a whole module may run the page before a test does
+
 
 @pytest.fixture(autouse=True)
 def main_module() -> Iterator[None]:
     """Streamlit makes the page's script the module __main__, which processes that are spawned later would run again."""
-    before = sys.modules["__main__"]
     yield
-    sys.modules["__main__"] = before
+    sys.modules["__main__"] = _MAIN
 
 
 @pytest.fixture(scope="session")
