@@ -71,10 +71,11 @@ class Upload {
     this.choose.disabled = true
     let done = 0
     try {
+      const choice = Date.now() // a request of an earlier choice may still be on its way
       for (const [i, file] of files.entries()) {
         this.tell(`sending ${i + 1} of ${files.length}`)
         if (this.cancelled) throw new Error()
-        await this.post(file, i + 1, now => { this.progress.value = (done + now) / (bytes || 1) })
+        await this.post(file, choice, i + 1, now => { this.progress.value = (done + now) / (bytes || 1) })
         done += file.size
       }
       this.tell(`${files.length === 1 ? '1 file is' : files.length + ' files are'} there`)
@@ -87,11 +88,12 @@ class Upload {
     this.cancel.hidden = this.progress.hidden = true
   }
 
-  post(file, part, onprogress) {
+  post(file, choice, part, onprogress) {
     return new Promise((resolve, reject) => {
       const request = this.request = new XMLHttpRequest()
       request.open('POST', this.c.data.url)
       request.setRequestHeader('X-Medseg-Token', this.c.data.token)
+      request.setRequestHeader('X-Medseg-Choice', choice)
       request.setRequestHeader('X-Medseg-Part', part)
       request.upload.onprogress = event => onprogress(event.loaded)
       request.onload = () => {

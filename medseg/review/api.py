@@ -166,9 +166,12 @@ class Api:
         part = request.headers.get("x-medseg-part", "")
         if not part.isascii() or not part.isdecimal() or not 1 <= int(part[:9]) <= MOST_PARTS:
             raise _Refusal(422, f"an upload has at most {MOST_PARTS} files")
+        choice = request.headers.get("x-medseg-choice", "0")
+        if not choice.isascii() or not choice.isdecimal() or len(choice) > 15:
+            raise _Refusal(422, "the number of the choice has at most 15 digits")
         folder = upload_folder(self._store.folder, request.path_params["id"])
         try:
-            path, before = await run_in_threadpool(begin_part, folder, int(part))
+            path, before = await run_in_threadpool(begin_part, folder, int(part), int(choice))
             try:
                 with path.open("wb") as file:
                     async for chunk in _limited(request, self._largest_upload, before=before):

@@ -6,6 +6,8 @@ import shutil
 import time
 from pathlib import Path
 
+from medseg.errors import InputError
+
 MOST_PARTS = 5_000
 """Files of one upload: a DICOM series has some thousands."""
 
@@ -25,21 +27,35 @@ def upload_folder(data: Path, upload_id: str) -> Path:
     return data / f"{_PREFIX}{upload_id}"
 
 
-def begin_part(folder: Path, number: int) -> tuple[Path, int]:
+def begin_part(folder: Path, number: int, choice: int = 0) -> tuple[Path, int]:
     """Make room for a file.
 
     Args:
         folder: of the upload.
         number: of the file, from 1; the first begins the upload anew.
+        choice: grows with each time that files are chosen: what still comes of a choice that was cancelled must not
+            touch the files of a later one.
 
     Returns:
         Where it goes, and how many bytes the others have.
+
+    Raises:
+        InputError: files of a later choice are there.
     """
-    if number == 1:
-        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / f"scan_{number:05}"
-    return path, sum(other.stat().st_size for other in folder.iterdir() if other != path)
+    others = list(folder.iterdir())
+    if any(_choice(other) > choice for other in others):
+        raise InputError("upload", "other files were chosen since", "choose again")
+    if number == 1:
+        for other in others:
+            other.unlink(missing_ok=True)
+        others = []
+    path = folder / f"scan_{choice:015}_{number:05}"
+    return path, sum(other.stat().st_size for other in others if other != path)
+
+
+def _choice(part: Path) -> int:
+    return int(part.name.split("_")[1])
 
 
 def parts(folder: Path) -> list[Path]:

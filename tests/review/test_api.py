@@ -28,7 +28,7 @@ from medseg.review.saving import restore, save_draft, screenshots
 from medseg.review.signing import BadClaimError, Claim, Signer
 from medseg.review.store.models import User
 from medseg.review.store.repo import Conflict, Saved, Store
-from medseg.review.uploads import drop_old_uploads, parts, upload_folder
+from medseg.review.uploads import begin_part, drop_old_uploads, parts, upload_folder
 from medseg.review.worklist import add_result, import_batch, import_folder, import_upload
 from tests.builders import save_scan
 
@@ -378,3 +378,16 @@ def test_pieces_are_measured_in_millimetres_and_masks_compared() -> None:
     assert absent.dice is None
     with pytest.raises(InputError, match="shapes"):
         masks.compare(labels, other[1:], affine, {1: "tumour"})
+
+
+def test_what_still_comes_of_a_cancelled_choice_touches_nothing_of_the_next(tmp_path: Path) -> None:
+    folder = tmp_path / "upload"
+    kept, _ = begin_part(folder, 1, 5)
+    kept.write_bytes(b"new")
+    for number in (1, 2):
+        with pytest.raises(InputError, match="other files were chosen since"):
+            begin_part(folder, number, 4)
+    assert parts(folder) == [kept]
+    assert begin_part(folder, 2, 5)[1] == 3
+    begin_part(folder, 1, 6)
+    assert parts(folder) == []
