@@ -128,6 +128,28 @@ class Desk:
         wait_for(found, "nothing happened")
 
 
+@contextmanager
+def opened(folder: Path, scans: Path, *, revisions: list[int]) -> Iterator[Desk]:
+    """A server over a folder of scans whose cases have come to these versions, and a browser."""
+    port = free_port()
+    arguments = ["review", str(scans), "--data", str(folder / "data"), "--port", str(port)]
+    environment = {"MEDSEG_REVIEW_TEST": "1"}
+    with (
+        serving(folder / "server.log", *arguments, port=port, ready="/medseg/healthz", environment=environment),
+        playwright.sync_playwright() as tools,
+    ):
+        store = Store.in_folder(folder / "data")
+        wait_for(lambda: [row.case.revision for row in store.worklist()] == revisions, "the scans were not imported")
+        store.close()
+        browser = tools.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        found = Desk(folder, f"http://127.0.0.1:{port}", browser)
+        try:
+            yield found
+        finally:
+            found.store.close()
+            browser.close()
+
+
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     folder = tmp_path_factory.mktemp("review")
@@ -138,21 +160,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     save_scan(scans / "ball_seg.nii.gz", labels, TILTED)
     write_series(scans / "series", image, SERIES, modality="CT")
     save_scan(scans / "series_seg.nii.gz", labels, read_volume(scans / "series").affine)
-    port = free_port()
-    arguments = ["review", str(scans), "--data", str(folder / "data"), "--port", str(port)]
-    environment = {"MEDSEG_REVIEW_TEST": "1"}
-    with (
-        serving(folder / "server.log", *arguments, port=port, ready="/medseg/healthz", environment=environment),
-        playwright.sync_playwright() as tools,
-    ):
-        store = Store.in_folder(folder / "data")
-        wait_for(lambda: [row.case.revision for row in store.worklist()] == [1, 1], "the scans were not imported")
-        store.close()
-        browser = tools.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        made = Desk(folder, f"http://127.0.0.1:{port}", browser)
-        yield made
-        made.store.close()
-        browser.close()
+    with opened(folder, scans, revisions=[1, 1]) as found:
+        yield found
 
 
 def test_a_case_is_opened_seen_corrected_saved_disputed_signed_and_exported(desk: Desk) -> None:

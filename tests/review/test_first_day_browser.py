@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 import medseg
-from medseg.review.store.repo import Store
-from tests.review.serving import CHROMIUM, FLAGS, free_port, serving, wait_for
+from tests.review.serving import CHROMIUM
 
-playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need the package playwright")
+pytest.importorskip("playwright.sync_api", reason="the browser tests need the package playwright")
 pytest.importorskip("streamlit", reason="the page needs the package streamlit")
 
-from tests.review.test_browser import Desk  # noqa: E402 - after the packages that it needs
+from tests.review.test_browser import opened
 
 pytestmark = [
     pytest.mark.browser,
@@ -29,17 +28,7 @@ def test_a_model_runs_on_a_scan_and_its_result_is_corrected_signed_and_exported(
     scans = tmp_path / "scans"
     scans.mkdir()
     scan = Path(shutil.copy(SAMPLE, scans))
-    port = free_port()
-    arguments = ["review", str(scans), "--data", str(tmp_path / "data"), "--port", str(port)]
-    environment = {"MEDSEG_REVIEW_TEST": "1"}
-    with (
-        serving(tmp_path / "server.log", *arguments, port=port, ready="/medseg/healthz", environment=environment),
-        playwright.sync_playwright() as tools,
-    ):
-        store = Store.in_folder(tmp_path / "data")
-        wait_for(lambda: len(store.worklist()) == 1, "the scan was not imported")
-        store.close()
-        desk = Desk(tmp_path, f"http://127.0.0.1:{port}", tools.chromium.launch(executable_path=CHROMIUM, args=FLAGS))
+    with opened(tmp_path, scans, revisions=[0]) as desk:
         case = desk.cases["hippocampus_003"]
         with desk.person("Anna") as anna:
             anna.tab.get_by_role("link", name="Run").click()
@@ -67,5 +56,3 @@ def test_a_model_runs_on_a_scan_and_its_result_is_corrected_signed_and_exported(
         assert np.array_equal(found.affine, nib.load(scan).affine)
         assert desk.store.reviews(case)[0].mask_sha256 == desk.store.version(case, 2).sha256
         assert desk.store.check_trail().broken_at is None
-        desk.store.close()
-        desk.browser.close()
