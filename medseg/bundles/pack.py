@@ -84,11 +84,11 @@ def pack_bundle(
 
 
 def _hide_folders(train: Path) -> None:
-    """Keep the name of the weights that a run started from, and not the folders of the machine it ran on."""
+    """Keep the names of what a run started and learned from, and not the folders of the machine it ran on."""
     if train.is_file():
         content = read_json(train)
         training = content.get("training", {})
-        for key in ("weights", "bundle"):
+        for key in ("weights", "bundle", "soft_labels"):
             if training.get(key):
                 training[key] = Path(training[key]).name
         train.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -54,6 +54,16 @@ def train(
     freeze_encoder: Annotated[
         int, typer.Option(min=0, help="Steps at the beginning in which the encoder keeps what --weights gave it.")
     ] = 0,
+    soft_labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of CASE_seg_probabilities.nii.gz to learn beside the label maps, from medseg batch; or none."
+        ),
+    ] = None,
+    soft_share: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of --soft-labels in the target; the label maps have the rest."),
+    ] = 0.5,
     augment: Annotated[
         str, typer.Option(help='Augmentation that differs, as JSON, e.g. \'{"rotation": 0.1, "blur_probability": 0}\'.')
     ] = "{}",
@@ -118,6 +128,8 @@ def train(
         "resize": resize,
         "weights": None if weights == "none" else weights,
         "freeze_encoder": freeze_encoder,
+        "soft_labels": None if soft_labels == "none" else soft_labels,
+        "soft_share": soft_share,
         "augmentation": _json("--augment", augment),
         "steps": steps,
         "max_minutes": _minutes(max_time),

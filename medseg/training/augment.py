@@ -10,6 +10,7 @@ import numpy as np
 from monai.transforms import (
     Compose,
     OneOf,
+    Rand2DElasticd,
     Rand3DElasticd,
     RandAdjustContrastd,
     RandAffined,
@@ -27,26 +28,24 @@ from monai.transforms import (
 
 from medseg.bundles.spec import BundleSpec
 from medseg.errors import UsageError
-from medseg.training.config import Augmentation, TrainingConfig
+from medseg.training.config import TrainingConfig
 from medseg.training.losses import IGNORE
 
-_WARP_SIGMA = 4.0  # voxels over which a warp is smooth
+_WARP_SIGMA = 4.0  # voxels over which the warp of a volume is smooth
+_WARP_SPACING = 12  # pixels between the points at which the warp of a slice is drawn
 _MARGIN = 1.3  # a crop is cut this much larger than the window, so that a rotation brings in real voxels
 
 
 def crop_transform(config: TrainingConfig, spec: BundleSpec) -> Compose:
     """Random crops of `spec.roi_size` from a preprocessed case, for a 2D network slices with their neighbours.
 
-    The case is a dict of ``image`` (C, X, Y, Z) float32, ``label`` (1, X, Y, Z) and the foreground's and
-    background's flat indices (``fg``, ``bg``), already padded to `crop_size` as in inference.
+    The case is a dict of ``image`` (C, X, Y, Z) float32, ``label`` (1, X, Y, Z), or (K, X, Y, Z) of soft labels, and
+    the foreground's and background's flat indices (``fg``, ``bg``), already padded to `crop_size` as in inference.
     """
     chances, roi = config.augmentation, crop_size(spec)
     flat = None if spec.slices is None else spec.slices.axis
-    # Slices are turned, stretched and shifted within their plane only.
+    window = tuple(size for axis, size in enumerate(roi) if axis != flat)
     wider = tuple(size if axis == flat else int(size * _MARGIN) for axis, size in enumerate(roi))
-    turned = [chances.rotation if flat in (None, axis) else 0.0 for axis in range(3)]
-    stretched = [0.0 if axis == flat else chances.scale for axis in range(3)]
-    shifted = [0.0 if axis == flat else chances.translation * size for axis, size in enumerate(roi)]
     share = config.foreground_share
     steps: list[Any] = [
         RandCropByPosNegLabeld(
@@ -60,21 +59,21 @@ def crop_transform(config: TrainingConfig, spec: BundleSpec) -> Compose:
             bg_indices_key="bg",
             allow_smaller=True,
         ),
-        *_moved(chances, turned, stretched, shifted, flat),
-        # A rotated crop keeps its size, which may lie below the window where the volume does not.
-        SpatialPadd(keys="image", spatial_size=roi, value=spec.padding_value),
-        SpatialPadd(keys="label", spatial_size=roi, value=0),
-        RandSpatialCropd(keys=("image", "label"), roi_size=roi, random_size=False),
         *(
             RandFlipd(keys=("image", "label"), prob=chances.flip_probability, spatial_axis=axis)
             for axis in config.mirror_axes
         ),
-        *_quarter_turns(chances.rot90_probability, roi, flat),
-        *([] if flat is None else [_SliceOut(flat)]),
+        *([] if flat is None else [_SliceOut(flat)]),  # from here on a slice is an image of two axes
+        *_moved(config, window),
+        # A rotated crop keeps its size, which may lie below the window where the volume does not.
+        SpatialPadd(keys="image", spatial_size=window, value=spec.padding_value),
+        SpatialPadd(keys="label", spatial_size=window, value=0),
+        RandSpatialCropd(keys=("image", "label"), roi_size=window, random_size=False),
+        *_quarter_turns(chances.rot90_probability, window),
         RandSimulateLowResolutiond(
             keys="image",
             prob=chances.low_resolution_probability,
-            upsample_mode="trilinear" if flat is None else "bilinear",
+            upsample_mode="trilinear" if len(window) == 3 else "bilinear",
             zoom_range=(0.5, 1.0),
         ),
         RandGaussianSmoothd(
@@ -92,46 +91,45 @@ def crop_transform(config: TrainingConfig, spec: BundleSpec) -> Compose:
     return Compose(steps)
 
 
-def _moved(
-    chances: Augmentation,
-    turned: Sequence[float],
-    stretched: Sequence[float],
-    shifted: Sequence[float],
-    flat: int | None,
-) -> list[Any]:
-    """Rotation, scaling and shift, some of them with a warp, in one interpolation; slices are never warped."""
+def _moved(config: TrainingConfig, window: Sequence[int]) -> list[Any]:
+    """Rotation, scaling and shift, some of them with a warp, in one interpolation; of a slice within its plane."""
+    chances, volume = config.augmentation, len(window) == 3
     motion: dict[str, Any] = {
         "keys": ("image", "label"),
-        "rotate_range": turned,
-        "scale_range": stretched,
-        "translate_range": shifted,
-        "mode": ("bilinear", "nearest"),
+        "rotate_range": [chances.rotation] * (3 if volume else 1),
+        "scale_range": [chances.scale] * len(window),
+        "translate_range": [chances.translation * size for size in window],
+        "mode": ("bilinear", "nearest" if config.soft_labels is None else "bilinear"),
         "padding_mode": "border",
     }
     affine = RandAffined(prob=chances.affine_probability, **motion)
-    if not chances.elastic_probability:
-        return [affine]
-    if flat is not None:
-        raise UsageError("elastic_probability", "is for 3D networks", "set it to 0 in --augment")
-    # White noise of -1..1, smoothed by a Gaussian of standard deviation s, keeps sqrt(1/3) (2 sqrt(pi) s)^-1.5 of it.
-    magnitude = chances.elastic_voxels * math.sqrt(3) * (2 * math.sqrt(math.pi) * _WARP_SIGMA) ** 1.5
-    warped = Rand3DElasticd(
-        prob=1.0,
-        sigma_range=(_WARP_SIGMA, _WARP_SIGMA),
-        magnitude_range=(0.5 * magnitude, 1.5 * magnitude),
-        **motion,
-    )
     share = chances.elastic_probability
+    if not share:
+        return [affine]
+    low, high = 0.5 * chances.elastic_voxels, 1.5 * chances.elastic_voxels
+    warped: Rand2DElasticd | Rand3DElasticd
+    if volume:
+        # White noise of -1..1, smoothed by a Gaussian of deviation s, keeps sqrt(1/3) (2 sqrt(pi) s)^-1.5 of it.
+        unit = math.sqrt(3) * (2 * math.sqrt(math.pi) * _WARP_SIGMA) ** 1.5
+        warped = Rand3DElasticd(
+            prob=1.0,
+            sigma_range=(_WARP_SIGMA, _WARP_SIGMA),
+            magnitude_range=(low * unit, high * unit),
+            **motion,
+        )
+    else:
+        spacing = (_WARP_SPACING, _WARP_SPACING)
+        warped = Rand2DElasticd(prob=1.0, spacing=spacing, magnitude_range=(low, high), **motion)
     return [OneOf([warped, affine], weights=[share, 1 - share])]
 
 
-def _quarter_turns(probability: float, roi: Sequence[int], flat: int | None) -> list[RandRotate90d]:
-    first, second = [axis for axis in range(3) if axis != flat][:2]
+def _quarter_turns(probability: float, window: Sequence[int]) -> list[RandRotate90d]:
     if not probability:
         return []
-    if roi[first] != roi[second]:
-        raise UsageError("rot90_probability", f"a window of {tuple(roi)} cannot be turned", "set it to 0 in --augment")
-    return [RandRotate90d(keys=("image", "label"), prob=probability, spatial_axes=(first, second))]
+    if window[0] != window[1]:
+        problem = f"a window of {tuple(window)} cannot be turned"
+        raise UsageError("rot90_probability", problem, "set it to 0 in --augment")
+    return [RandRotate90d(keys=("image", "label"), prob=probability, spatial_axes=(0, 1))]
 
 
 def crop_size(spec: BundleSpec) -> tuple[int, int, int]:

@@ -70,7 +70,10 @@ class TrainingConfig(BaseModel):
     checkpoint, another run's models/model.pt) to start from, as far as it fits; what it gave to the encoder stays as it
     is for the first `freeze_encoder` steps. `slice_axis`, `neighbours` and `resize` are for 2D networks, see
     `medseg.bundles.spec.SliceSpec`; without `slice_axis` slices are cut along the axis of the thickest voxels, or along
-    the first one where voxels are about equally thick.
+    the first one where voxels are about equally thick. `soft_labels` is a folder of probability maps,
+    CASE_seg_probabilities.nii.gz as `medseg batch --probabilities` writes them: each training target is then the label
+    map's share 1 - `soft_share` and theirs. Where they come from networks that did not see the case, they say which of
+    its voxels an annotator might have drawn otherwise.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -86,6 +89,8 @@ class TrainingConfig(BaseModel):
     intensity: str | None = None
     weights: str | None = None
     freeze_encoder: int = Field(0, ge=0)
+    soft_labels: str | None = None
+    soft_share: float = Field(0.5, ge=0, le=1)
     steps: int | None = Field(None, gt=0)
     max_minutes: float | None = Field(None, gt=0)
     batch_size: int = Field(4, gt=0)

@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.transforms import Compose
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medseg.bundles.spec import BundleSpec, SliceSpec
 from medseg.errors import InputError
-from medseg.inference.preprocess import preprocess, to_model_grid
+from medseg.inference.preprocess import model_grid, preprocess, to_model_grid
+from medseg.inference.resample import resample_linear
 from medseg.inference.slices import cubic_zoom_matrix, nearest_zoom_index
 from medseg.inference.sliding_window import pad_to_window
 from medseg.io.read import read_labels, read_volume
+from medseg.io.volume import Volume
 from medseg.training.augment import crop_size, foreground_indices, seeds
 from medseg.training.dataset import GRID_TOLERANCE, CaseFiles, grid_shift
 from medseg.training.losses import IGNORE
 from medseg.training.rank import ALONE, Rank
+
+_ROUNDING = 0.01  # of probabilities that were stored in 16 bits
 
 
 @dataclass(frozen=True)
@@ -33,23 +39,57 @@ class CachedCase:
         name: the case's name.
         image: (C, X', Y', Z') float32 on the model grid, not padded.
         label: (X', Y', Z') uint8 on the model grid, `IGNORE` where nothing was annotated.
+        soft: (K - 1, X', Y', Z') float16 on the model grid, the probability of each label above 0 that the network
+            shall learn instead of the label map; None: it learns the label map.
     """
 
     name: str
     image: Tensor
     label: Tensor
+    soft: Tensor | None = None
 
 
-def cache_case(case: CaseFiles, spec: BundleSpec, ignore: int | None = None) -> CachedCase:
+@dataclass(frozen=True)
+class SoftLabels:
+    """Probability maps of the training cases, see `TrainingConfig.soft_labels`.
+
+    Attributes:
+        folder: holds CASE_seg_probabilities.nii.gz of each case.
+        share: of the maps in the target, 0 to 1; the label map has the rest.
+    """
+
+    folder: Path
+    share: float
+
+    def of(self, case: CaseFiles) -> Path:
+        """The maps of a case."""
+        return self.folder / f"{case.name}_seg_probabilities.nii.gz"
+
+    def check(self, cases: Sequence[CaseFiles]) -> None:
+        """Look whether each case has its maps.
+
+        Raises:
+            InputError: the first that has none.
+        """
+        for case in cases:
+            if not self.of(case).is_file():
+                raise InputError(self.of(case), "no such file", "medseg batch --probabilities writes it")
+
+
+def cache_case(
+    case: CaseFiles, spec: BundleSpec, ignore: int | None = None, soft: SoftLabels | None = None
+) -> CachedCase:
     """Read and preprocess one case exactly as inference does.
 
     Args:
         case: the files.
         spec: preprocessing and labels.
         ignore: label value of voxels that were not annotated; they become `IGNORE`.
+        soft: probability maps to learn beside the label map.
 
     Raises:
-        InputError: unreadable, grids that differ, or a label value that dataset.json does not name.
+        InputError: unreadable, grids that differ, a label value that dataset.json does not name, or maps that hold
+            no probabilities of the labels.
     """
     volume = read_volume(case.images if len(case.images) > 1 else case.images[0], channels=spec.in_channels)
     labels, affine = read_labels(case.label)
@@ -64,7 +104,26 @@ def cache_case(case: CaseFiles, spec: BundleSpec, ignore: int | None = None) -> 
     numbers = np.searchsorted(values, labels)
     numbered = to_model_grid(numbers, volume.affine, replace(spec, labels=dict.fromkeys(range(len(values)), "")))
     kept = torch.tensor([*spec.labels, *([] if ignore is None else [IGNORE])], dtype=torch.uint8)
-    return CachedCase(case.name, preprocess(volume, spec).image, kept[numbered.long()])
+    label = kept[numbered.long()]
+    target = None
+    if soft is not None:
+        mixed = _mixed(labels, list(spec.labels)[1:], volume, soft, soft.of(case))
+        grid = model_grid(volume.shape, volume.affine, spec)
+        target = resample_linear(grid.order.apply(mixed), grid.shape, grid.step).masked_fill(label == IGNORE, 0).half()
+    return CachedCase(case.name, preprocess(volume, spec).image, label, target)
+
+
+def _mixed(
+    labels: NDArray[np.integer], values: Sequence[int], volume: Volume, soft: SoftLabels, path: Path
+) -> NDArray[np.float32]:
+    """Probability (K - 1, X, Y, Z) of each label above 0, on the scan's grid: the label map's and that of the maps."""
+    maps = read_volume(path, channels=len(values) + 1)
+    if maps.shape != volume.shape or grid_shift(volume.shape, volume.affine, maps.affine) > GRID_TOLERANCE:
+        raise InputError(path, "lies on another grid than its case", "write it with medseg batch --probabilities")
+    if maps.data.min() < -_ROUNDING or abs(maps.data.sum(axis=0) - 1).max() > _ROUNDING:
+        raise InputError(path, "holds no probabilities: they do not sum to 1", "medseg batch --probabilities writes it")
+    drawn = np.stack([labels == value for value in values]).astype(np.float32)
+    return soft.share * maps.data[1:] + (1 - soft.share) * drawn
 
 
 class CropStream(Dataset[dict[str, Any]]):
@@ -77,15 +136,21 @@ class CropStream(Dataset[dict[str, Any]]):
     def __init__(self, cases: Sequence[CachedCase], spec: BundleSpec, transform: Compose, seed: int) -> None:
         self._items = [self._padded(case, spec) for case in cases]
         self._transform, self._seed = transform, seed
+        self._target = torch.int64 if cases[0].soft is None else torch.float32
 
     @staticmethod
     def _padded(case: CachedCase, spec: BundleSpec) -> dict[str, Any]:
         image, label = case.image, case.label[None]
+        if case.soft is not None:
+            label = torch.cat((label, case.soft))
         if spec.slices is not None:
             image, label = _beyond_the_ends(*_stretched(image, label, spec), spec.slices)
         image, _ = pad_to_window(image, crop_size(spec), spec.padding, spec.padding_value)
         label, _ = pad_to_window(label, crop_size(spec), "constant", 0)
+        label, soft = label[:1], label[1:].float()
         foreground, background = foreground_indices(label.numpy())
+        if case.soft is not None:
+            label = torch.cat(((label != IGNORE) * (1 - soft.sum(dim=0, keepdim=True)), soft))
         return {"image": image, "label": label, "fg": foreground, "bg": background}
 
     def __getitem__(self, number: int) -> dict[str, Any]:
@@ -95,7 +160,7 @@ class CropStream(Dataset[dict[str, Any]]):
         crop = self._transform(dict(self._items[int(order[position])]))
         crop = crop[0] if isinstance(crop, list) else crop
         image, label = (torch.as_tensor(np.asarray(crop[key])) for key in ("image", "label"))
-        return {"image": image.to(torch.float32), "label": label.to(torch.int64)}
+        return {"image": image.to(torch.float32), "label": label.to(self._target)}
 
 
 def _stretched(image: Tensor, label: Tensor, spec: BundleSpec) -> tuple[Tensor, Tensor]:
@@ -170,11 +235,12 @@ def cache_cases(
     progress: Callable[[int, int], None] | None = None,
     *,
     ignore: int | None = None,
+    soft: SoftLabels | None = None,
 ) -> list[CachedCase]:
     """`cache_case` for each, with progress (done, all)."""
     cached = []
     for done, case in enumerate(cases, start=1):
-        cached.append(cache_case(case, spec, ignore))
+        cached.append(cache_case(case, spec, ignore, soft))
         if progress is not None:
             progress(done, len(cases))
     return cached

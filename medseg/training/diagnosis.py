@@ -73,6 +73,7 @@ def derive_spec(config: TrainingConfig, dataset: Dataset, classes: int) -> Bundl
     for name, wrong in (
         ("--bundle", config.bundle is not None),
         ("--freeze-encoder", config.freeze_encoder > 0),
+        ("--soft-labels", config.soft_labels is not None),
         ("--slice-axis", config.slice_axis is not None or config.neighbours > 0 or config.resize != "none"),
         ("--mirror", bool(config.mirror_axes)),
         ("--optimizer", config.optimizer != "adamw"),

@@ -15,7 +15,7 @@ from medseg.bundles.spec import BundleSpec
 from medseg.checkpoints.state import PretrainedReport
 from medseg.errors import BundleError, UsageError
 from medseg.training.config import TrainingConfig
-from medseg.training.data import cache_cases
+from medseg.training.data import SoftLabels, cache_cases
 from medseg.training.dataset import CaseFiles
 from medseg.training.loop import Progress
 from medseg.training.rank import ALONE, Rank
@@ -96,8 +96,18 @@ def train_cases(job: Job, device: torch.device, listeners: Listeners, rank: Rank
     cases = [*job.learn, *job.held_out[rank.number :: rank.count]]
     prepare = listeners.prepare
     stage = None if prepare is None else lambda done, total: prepare("preprocess", done, total)
-    cached = cache_cases(cases, job.spec, stage, ignore=job.ignore)
+    cached = cache_cases(cases, job.spec, stage, ignore=job.ignore, soft=_soft_labels(job))
     return trainer.run(cached[: len(job.learn)], cached[len(job.learn) :], listeners.step)
+
+
+def _soft_labels(job: Job) -> SoftLabels | None:
+    if job.config.soft_labels is None:
+        return None
+    if job.spec.regions:
+        raise UsageError("--soft-labels", "is for exclusive labels, not for overlapping regions", "leave it out")
+    soft = SoftLabels(Path(job.config.soft_labels), job.config.soft_share)
+    soft.check([*job.learn, *job.held_out])
+    return soft
 
 
 def weights_file(name: str) -> Path:

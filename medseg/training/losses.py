@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.losses import DiceLoss
@@ -15,13 +16,15 @@ from medseg.training.config import Loss
 IGNORE = 255
 """Value, in label maps of training, of voxels that count neither in the loss nor in the Dice."""
 
+_ANNOTATED = 0.5  # where probabilities sum to less, most of the voxel lies where nothing was annotated
+
 
 class SegmentationLoss(nn.Module):
     """Dice plus cross-entropy, also over several outputs of falling resolution.
 
-    Outputs below full resolution are compared with the label map at their size (nearest). Voxels of the label `IGNORE`
-    count nowhere. Overlapping regions have channels of their own and the Dice of their sigmoid alone, as published for
-    brain tumors.
+    Outputs below full resolution are compared with the label map at their size (nearest; probabilities are averaged).
+    Voxels of the label `IGNORE`, or without any probability, count nowhere. Overlapping regions have channels of their
+    own and the Dice of their sigmoid alone, as published for brain tumors.
 
     Args:
         settings: what the Dice counts, and the weight of each output; by default each has half the weight of the one
@@ -29,17 +32,21 @@ class SegmentationLoss(nn.Module):
         spec: slices or volumes, and whether labels overlap.
 
     Shape:
-        logits (B, K, D, H, W), or a sequence of those; label (B, 1, D, H, W) int64 -> scalar. In 2D without D.
+        logits (B, K, D, H, W), or a sequence of those; label (B, 1, D, H, W) int64, or (B, K, D, H, W) float32, the
+        probability of each class -> scalar. In 2D without D.
     """
 
     def __init__(self, settings: Loss, spec: BundleSpec) -> None:
         super().__init__()
         self.weights, self.factor, self.regions = settings.output_weights, settings.factor, region_labels(spec)
-        self.dice = DiceLoss(
-            include_background=settings.include_background or bool(self.regions),
-            squared_pred=settings.squared,
-            batch=spec.slices is not None if settings.batch is None else settings.batch,
-        )
+        counted: dict[str, Any] = {
+            "include_background": settings.include_background or bool(self.regions),
+            "batch": spec.slices is not None if settings.batch is None else settings.batch,
+        }
+        self.dice = DiceLoss(squared_pred=settings.squared, **counted)
+        # Against probabilities the plain Dice is best where all of a blurred border is inside; with squares it is best
+        # where the prediction equals the target.
+        self.soft_dice = DiceLoss(squared_pred=True, **counted)
 
     def forward(self, logits: Tensor | Sequence[Tensor], label: Tensor) -> Tensor:
         """The loss of one batch; see the class for shapes."""
@@ -49,14 +56,20 @@ class SegmentationLoss(nn.Module):
         for weight, output in zip(weights, outputs, strict=False):
             target = label
             if output.shape[2:] != label.shape[2:]:
-                target = functional.interpolate(label.float(), size=output.shape[2:], mode="nearest-exact").long()
+                mode = "area" if label.is_floating_point() else "nearest-exact"
+                target = functional.interpolate(label.float(), size=output.shape[2:], mode=mode).to(label.dtype)
             loss = loss + weight / sum(weights) * self._one(output.float(), target)
         return self.factor * loss
 
     def _one(self, logits: Tensor, label: Tensor) -> Tensor:
-        counted = label != IGNORE
+        soft = label.is_floating_point()
+        counted = label.sum(dim=1, keepdim=True) > _ANNOTATED if soft else label != IGNORE
         everywhere = bool(counted.all())
-        if self.regions:
+        if soft:
+            probabilities, wanted = logits.softmax(dim=1), label
+            each = functional.cross_entropy(logits, label, reduction="none")
+            entropy = each.sum() / counted.sum().clamp(min=1)
+        elif self.regions:
             probabilities = logits.sigmoid()
             parts = [torch.isin(label, torch.tensor(region, device=label.device)) for region in self.regions]
             wanted, entropy = torch.cat(parts, dim=1).to(logits.dtype), torch.zeros((), device=logits.device)
@@ -67,7 +80,7 @@ class SegmentationLoss(nn.Module):
             wanted, entropy = hot.to(logits.dtype), self._entropy(logits, label[:, 0], counted[:, 0], everywhere)
         if not everywhere:
             probabilities, wanted = probabilities * counted, wanted * counted
-        dice: Tensor = self.dice(probabilities, wanted)
+        dice: Tensor = (self.soft_dice if soft else self.dice)(probabilities, wanted)
         return dice + entropy
 
     @staticmethod

@@ -134,6 +134,7 @@ def test_settings_of_other_trainings_and_wrong_arguments_are_refused(phantoms: P
     dataset = read_dataset(phantoms)
     for change, problem in (
         ({"mirror_axes": (0,)}, "--mirror"),
+        ({"soft_labels": "maps"}, "--soft-labels"),
         ({"optimizer": "sgd"}, "--optimizer"),
         ({"workers": 2}, "--workers"),
         ({"intensity": "zscore"}, "--intensity"),

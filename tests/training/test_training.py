@@ -168,29 +168,32 @@ def test_crops_depend_on_their_number_alone_and_visit_every_case_each_epoch(data
     assert not torch.equal(other[0]["image"], forward[0])
 
 
-def test_a_warp_moves_image_and_label_together_by_about_as_much_as_it_says() -> None:
+@pytest.mark.parametrize("sliced", [False, True])
+def test_a_warp_moves_image_and_label_together_by_about_as_much_as_it_says(sliced: bool) -> None:
     places = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in (48, 48, 48)), indexing="ij"))
     # The image is the place itself, so that it tells where each voxel of the crop was taken from.
     case = CachedCase("a", places, (places.sum(dim=0) % 2).to(torch.uint8))
     still = {name: 0.0 for name in Augmentation.model_fields if name.endswith("probability")}
     still |= {"rotation": 0.0, "scale": 0.0, "translation": 0.0, "elastic_probability": 1.0, "elastic_voxels": 1.5}
-    spec = tiny_spec(roi_size=(32, 32, 32), channels=("x", "y", "z"))
+    slices = {"roi_size": (1, 32, 32), "slices": SliceSpec(0)} if sliced else {}
+    spec = tiny_spec(**{"roi_size": (32, 32, 32), "channels": ("x", "y", "z")} | slices)
     stream = CropStream([case], spec, crop_transform(_config(augmentation=still), spec), seed=0)
     moved = []
     for number in range(4):
         crop = stream[number]
-        there = crop["image"][:, 8:-8, 8:-8, 8:-8]
-        taken = crop["label"][0, 8:-8, 8:-8, 8:-8]
+        there = crop["image"][..., 8:-8, 8:-8]
+        taken = crop["label"][0, ..., 8:-8, 8:-8]
         near = (there.round().sum(dim=0) % 2) == taken  # the nearest voxel's label, but for ties
         assert near.float().mean() > 0.99
-        steps = there - places[:, 8:-8, 8:-8, 8:-8][:, :16, :16, :16]
-        moved.append(float((steps - steps.mean(dim=(1, 2, 3), keepdim=True)).std()))
+        if sliced:
+            assert there[0].unique().numel() == 1  # within its plane
+            there, still_there = there[1:], places[1:, 0, :16, :16]
+        else:
+            there, still_there = there[:, 8:-8], places[:, :16, :16, :16]
+        steps = (there - still_there).flatten(1)
+        moved.append(float((steps - steps.mean(dim=1, keepdim=True)).std()))
     assert 0.7 < np.mean(moved) < 2.3
     assert torch.equal(stream[0]["image"], stream[0]["image"])
-
-    flat = tiny_spec(slices=SliceSpec(0, "none", 0), roi_size=(1, 32, 32))
-    with pytest.raises(UsageError, match="3D networks"):
-        crop_transform(_config(augmentation=still), flat)
 
 
 def test_the_schedule_warms_up_and_falls_to_zero_by_steps_or_by_the_clock() -> None:
