@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -178,6 +179,9 @@ def _second_map(uncertainty: Path) -> Path:
 def write_outputs(result: Result, outputs: Outputs) -> Result:
     """Write every reserved output that the result has; all of them appear, or none.
 
+    Maps of an older result that is replaced, and that this one does not have, are removed: beside the new label map
+    they would pass for its own.
+
     Returns:
         The result, its record naming the outputs.
 
@@ -192,6 +196,7 @@ def write_outputs(result: Result, outputs: Outputs) -> Result:
     result = result.with_outputs(written)
     record = result.record
     picture = _preview(result)
+    outdated = _outdated(outputs)
     with OutputSet() as files:
         files.add_labels(outputs.labels, result.label_map, result.volume, names=result.labels)
         files.add_bytes(outputs.record, (record.model_dump_json(indent=2) + "\n").encode())
@@ -212,7 +217,22 @@ def write_outputs(result: Result, outputs: Outputs) -> Result:
             files.add_bytes(outputs.statistics, statistics_csv(result).encode())
         for target, packed in dicom:
             files.add_bytes(target, packed)
+    for path in outdated:
+        path.unlink(missing_ok=True)
     return result
+
+
+def _outdated(outputs: Outputs) -> list[Path]:
+    """Files beside the label map that the record to be replaced names as its own, and this result does not have."""
+    try:
+        written = set(json.loads(outputs.record.path.read_text(encoding="utf-8"))["outputs"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []  # no older record, or none of medseg's
+    usual = outputs_beside(
+        outputs.labels.path, probabilities=True, uncertainty=True, evidence=True, dicom_seg=True, rtstruct=True
+    )
+    kept = {path.resolve() for path in outputs.paths().values()}
+    return [path for path in usual.paths().values() if path.name in written and path.resolve() not in kept]
 
 
 def _preview(result: Result) -> bytes:

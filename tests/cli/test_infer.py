@@ -73,7 +73,16 @@ def test_json_prints_the_record_alone_and_the_same_run_gives_the_same_bytes(bund
     again = _medseg("infer", scan, "-b", bundle, "-o", tmp_path / "out", "--quiet")
     assert again.returncode == 6
     assert "exists already; use --overwrite" in again.stderr
+    # Maps of the result that is replaced go with it; a file of the user's own stays.
+    maps = ["--probabilities", "--uncertainty", tmp_path / "out" / "scan_seg_uncertainty.nii.gz"]
+    (tmp_path / "out" / "scan_seg_evidence.nii.gz").write_bytes(b"mine")
+    _medseg("infer", scan, "-b", bundle, "-o", tmp_path / "out", "--quiet", "--overwrite", *maps)
+    assert len(list((tmp_path / "out").iterdir())) == 6
     again = _medseg("infer", scan, "-b", bundle, "-o", tmp_path / "out", "--quiet", "--overwrite")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *record.outputs.values(),
+        "scan_seg_evidence.nii.gz",
+    }
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert (tmp_path / "out" / "scan_seg.nii.gz").read_bytes() == labels
 
