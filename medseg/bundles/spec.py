@@ -151,11 +151,18 @@ class SliceSpec:
         resize: "none" slides the window over each slice; "published" and "smooth" stretch each whole slice to the
             window, see `medseg.inference.slices`.
         neighbours: slices on each side that are channels too, slice by slice, the outermost slice repeated.
+        neighbour_step: how many slices lie between one of these channels and the next, 1 for adjacent slices.
     """
 
     axis: int
     resize: Resize = "none"
     neighbours: int = 0
+    neighbour_step: int = 1
+
+    @property
+    def reach(self) -> int:
+        """Slices on each side of a slice that its channels come from."""
+        return self.neighbours * self.neighbour_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -657,9 +664,14 @@ def _activation(config: Mapping[str, Any], where: Path) -> Activation:
 def _slices(inferer: Mapping[str, Any]) -> SliceSpec | None:
     if inferer["_target_"] != _SLICES:
         return None
-    found = SliceSpec(int(inferer["axis"]), inferer.get("resize", "none"), int(inferer.get("neighbours", 0)))
-    if found.axis not in (0, 1, 2) or found.neighbours < 0:
-        raise ValueError(f"axis {found.axis}, neighbours {found.neighbours}")
+    found = SliceSpec(
+        int(inferer["axis"]),
+        inferer.get("resize", "none"),
+        int(inferer.get("neighbours", 0)),
+        int(inferer.get("neighbour_step", 1)),
+    )
+    if found.axis not in (0, 1, 2) or found.neighbours < 0 or found.neighbour_step < 1:
+        raise ValueError(f"axis {found.axis}, neighbours {found.neighbours}, neighbour_step {found.neighbour_step}")
     return found
 
 

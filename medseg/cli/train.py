@@ -80,6 +80,9 @@ def train(
     neighbours: Annotated[
         int, typer.Option(min=0, help="2D networks: slices on each side that are given as channels too.")
     ] = 0,
+    neighbour_step: Annotated[
+        int, typer.Option(min=1, help="2D networks: distance of those slices from one to the next; 1: adjacent.")
+    ] = 1,
     resize: Annotated[
         str, typer.Option(help="2D networks: none (pad, or windows), published or smooth (stretch whole slices).")
     ] = "none",
@@ -125,6 +128,7 @@ def train(
         "intensity": intensity,
         "slice_axis": slice_axis,
         "neighbours": neighbours,
+        "neighbour_step": neighbour_step,
         "resize": resize,
         "weights": None if weights == "none" else weights,
         "freeze_encoder": freeze_encoder,
@@ -202,8 +206,9 @@ def _recipe(bundle: str, given: dict[str, Any], context: typer.Context) -> dict[
     }
     if written & {"steps", "max_minutes"}:
         recipe.update(steps=None, max_minutes=None)
-    if "slice_axis" in written or "neighbours" in written or "resize" in written:
-        raise UsageError("--bundle", "decides about slices", "leave out --slice-axis, --neighbours and --resize")
+    if written & {"slice_axis", "neighbours", "neighbour_step", "resize"}:
+        remedy = "leave out --slice-axis, --neighbours, --neighbour-step and --resize"
+        raise UsageError("--bundle", "decides about slices", remedy)
     for name in written & set(given):
         merged = name in ("network", "augmentation")  # JSON objects name what differs
         recipe[name] = {**recipe.get(name, {}), **given[name]} if merged else given[name]

@@ -30,6 +30,7 @@ class SliceInferer:
         roi_size: the window in voxels, 1 along `axis`.
         resize: "none", "published" or "smooth".
         neighbours: slices on each side that are channels too.
+        neighbour_step: how many slices lie between one of these channels and the next, 1 for adjacent slices.
         sw_batch_size: windows or slices for each pass on the host; other devices find theirs.
         overlap: share of the window that neighbours share, 0 to below 1.
         mode: weighting of overlapping windows.
@@ -42,6 +43,7 @@ class SliceInferer:
     roi_size: tuple[int, int, int]
     resize: Resize = "none"
     neighbours: int = 0
+    neighbour_step: int = 1
     sw_batch_size: int = 8
     overlap: float = 0.5
     mode: Blend = "gaussian"
@@ -63,6 +65,7 @@ class SliceInferer:
             roi_size=spec.roi_size,
             resize=spec.slices.resize,
             neighbours=spec.slices.neighbours,
+            neighbour_step=spec.slices.neighbour_step,
             sw_batch_size=spec.sw_batch_size,
             overlap=spec.overlap,
             mode=spec.blend,
@@ -164,7 +167,7 @@ class SliceInferer:
         here = torch.arange(volume.shape[1 + self.axis], device=volume.device)
         return torch.cat(
             [
-                volume.index_select(1 + self.axis, (here + offset).clamp(0, len(here) - 1))
+                volume.index_select(1 + self.axis, (here + offset * self.neighbour_step).clamp(0, len(here) - 1))
                 for offset in range(-self.neighbours, self.neighbours + 1)
             ]
         )

@@ -26,7 +26,7 @@ from monai.transforms import (
     SpatialPadd,
 )
 
-from medseg.bundles.spec import BundleSpec
+from medseg.bundles.spec import BundleSpec, SliceSpec
 from medseg.errors import UsageError
 from medseg.training.config import TrainingConfig
 from medseg.training.losses import IGNORE
@@ -63,7 +63,7 @@ def crop_transform(config: TrainingConfig, spec: BundleSpec) -> Compose:
             RandFlipd(keys=("image", "label"), prob=chances.flip_probability, spatial_axis=axis)
             for axis in config.mirror_axes
         ),
-        *([] if flat is None else [_SliceOut(flat)]),  # from here on a slice is an image of two axes
+        *([] if spec.slices is None else [_SliceOut(spec.slices)]),  # from here on a slice is an image of two axes
         *_moved(config, window),
         # A rotated crop keeps its size, which may lie below the window where the volume does not.
         SpatialPadd(keys="image", spatial_size=window, value=spec.padding_value),
@@ -137,7 +137,7 @@ def crop_size(spec: BundleSpec) -> tuple[int, int, int]:
     x, y, z = spec.roi_size
     if spec.slices is None:
         return x, y, z
-    thick = 2 * spec.slices.neighbours + 1
+    thick = 2 * spec.slices.reach + 1
     x, y, z = (thick if axis == spec.slices.axis else size for axis, size in enumerate((x, y, z)))
     return x, y, z
 
@@ -145,12 +145,12 @@ def crop_size(spec: BundleSpec) -> tuple[int, int, int]:
 class _SliceOut:
     """A slab (C, X, Y, Z) as one slice, its neighbours as channels slice by slice; of the label the middle one."""
 
-    def __init__(self, axis: int) -> None:
-        self._axis = axis + 1
+    def __init__(self, slices: SliceSpec) -> None:
+        self._axis, self._step = slices.axis + 1, slices.neighbour_step
 
     def __call__(self, case: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         image, label = (case[key].movedim(self._axis, 0) for key in ("image", "label"))
-        return {**case, "image": image.flatten(0, 1), "label": label[len(label) // 2]}
+        return {**case, "image": image[:: self._step].flatten(0, 1), "label": label[len(label) // 2]}
 
 
 def foreground_indices(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

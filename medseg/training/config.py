@@ -63,17 +63,17 @@ class Loss(BaseModel):
 class TrainingConfig(BaseModel):
     """Everything that decides a training run, apart from the data.
 
-    The run ends after `steps`, or after `max_minutes` of training time, whichever comes first; the learning
-    rate follows the same clock (warm-up, then cosine or polynomial to 0), or reaches 0 only at `decay_steps`.
-    `bundle` is a bundle whose network and preprocessing are taken instead of derived from the data; `network`,
-    `roi_size`, `spacing` and `intensity` then replace its own. `weights` is a bundle's name or a file (a published
-    checkpoint, another run's models/model.pt) to start from, as far as it fits; what it gave to the encoder stays as it
-    is for the first `freeze_encoder` steps. `slice_axis`, `neighbours` and `resize` are for 2D networks, see
-    `medseg.bundles.spec.SliceSpec`; without `slice_axis` slices are cut along the axis of the thickest voxels, or along
-    the first one where voxels are about equally thick. `soft_labels` is a folder of probability maps,
-    CASE_seg_probabilities.nii.gz as `medseg batch --probabilities` writes them: each training target is then the label
-    map's share 1 - `soft_share` and theirs. Where they come from networks that did not see the case, they say which of
-    its voxels an annotator might have drawn otherwise.
+    The run ends after `steps`, or after `max_minutes` of training time, whichever comes first; the learning rate
+    follows the same clock (warm-up, then cosine or polynomial to 0), or reaches 0 only at `decay_steps`. `bundle`
+    is a bundle whose network and preprocessing are taken instead of derived from the data; `network`, `roi_size`,
+    `spacing` and `intensity` then replace its own. `weights` is a bundle's name or a file (a published checkpoint,
+    another run's models/model.pt) to start from, as far as it fits; what it gave to the encoder stays as it is for
+    the first `freeze_encoder` steps. `slice_axis`, `neighbours`, `neighbour_step` and `resize` are for 2D networks,
+    see `medseg.bundles.spec.SliceSpec`; without `slice_axis` slices are cut along the axis of the thickest voxels,
+    or along the first one where voxels are about equally thick. `soft_labels` is a folder of probability maps,
+    CASE_seg_probabilities.nii.gz as `medseg batch --probabilities` writes them: each training target is then the
+    label map's share 1 - `soft_share` and theirs. Where they come from networks that did not see the case, they say
+    which of its voxels an annotator might have drawn otherwise.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -84,6 +84,7 @@ class TrainingConfig(BaseModel):
     roi_size: tuple[int, int, int] | None = None
     slice_axis: Literal[0, 1, 2] | None = None
     neighbours: int = Field(0, ge=0)
+    neighbour_step: int = Field(1, ge=1)
     resize: Resize = "none"
     spacing: tuple[float, float, float] | None = None
     intensity: str | None = None

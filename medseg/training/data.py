@@ -182,7 +182,7 @@ def _stretched(image: Tensor, label: Tensor, spec: BundleSpec) -> tuple[Tensor, 
 
 def _beyond_the_ends(image: Tensor, label: Tensor, slices: SliceSpec) -> tuple[Tensor, Tensor]:
     """Room for the neighbours of the outermost slices, which are repeated; nothing is labelled there."""
-    reach, axis = slices.neighbours, slices.axis + 1
+    reach, axis = slices.reach, slices.axis + 1
     if not reach:
         return image, label
     index = torch.arange(-reach, image.shape[axis] + reach)

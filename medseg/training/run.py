@@ -41,7 +41,7 @@ from medseg.training.patients import diagnoses
 log = logging.getLogger(__name__)
 
 _THICK = 1.5  # voxels this much longer along one axis than along the others are slices
-_DECIDED_BY_BUNDLE = ("roi_size", "slice_axis", "neighbours", "resize", "spacing", "intensity")
+_DECIDED_BY_BUNDLE = ("roi_size", "slice_axis", "neighbours", "neighbour_step", "resize", "spacing", "intensity")
 _SLICE_LIMIT = 320  # pixels of a window over slices, when it is derived
 
 Report = Callable[[str, int, int], None]
@@ -257,7 +257,7 @@ def _window(
         raise UsageError("--roi", f"{config.roi_size} is not 1 along the slices' axis {axis}", "write it as 1x64x64")
     largest = np.ceil((found.extent / np.asarray(spacing)).max(axis=0)).astype(int).clip(max=_SLICE_LIMIT)
     wanted = config.roi_size or tuple(int(size) for size in largest)
-    slices = SliceSpec(axis, config.resize, config.neighbours)
+    slices = SliceSpec(axis, config.resize, config.neighbours, config.neighbour_step)
     return slices, tuple(size for index, size in enumerate(wanted) if index != axis)
 
 

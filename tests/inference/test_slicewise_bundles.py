@@ -130,13 +130,15 @@ def test_whole_slices_are_segmented_by_the_published_rule(tmp_path: Path) -> Non
     assert result.record.parameters.roi_size == (1, 64, 48)
 
 
-def test_neighbours_are_channels_in_order_and_the_ends_repeat(tmp_path: Path) -> None:
-    root = _bundle(tmp_path, slices=SliceSpec(1, neighbours=1), roi_size=(48, 1, 48), intensity=())
+@pytest.mark.parametrize("step", [1, 2])
+def test_neighbours_are_channels_in_order_and_the_ends_repeat(tmp_path: Path, step: int) -> None:
+    slices = SliceSpec(1, neighbours=1, neighbour_step=step)
+    root = _bundle(tmp_path, slices=slices, roi_size=(48, 1, 48), intensity=())
     data = blob_scan((48, 7, 48))
     result = medseg.infer(save_scan(tmp_path / "scan.nii", data), bundle=root, force=True)
     network = _network(root)
     for y in range(7):
-        three = np.stack([data[:, max(y - 1, 0)], data[:, y], data[:, min(y + 1, 6)]])
+        three = np.stack([data[:, max(y - step, 0)], data[:, y], data[:, min(y + step, 6)]])
         assert (network(three[None])[0].argmax(axis=0) == result.label_map[:, y]).mean() > 0.9995
 
 
@@ -212,6 +214,7 @@ BROKEN: list[tuple[str, str, Callable[[dict[str, Any]], Any], str]] = [
     ("thick", "inference.json", lambda c: c["inferer"].update(roi_size=[2, 32, 48]), "not 1 along axis 0"),
     ("resize", "inference.json", lambda c: c["inferer"].update(resize="wild"), "resize is 'wild'"),
     ("neighbours", "inference.json", lambda c: c["inferer"].update(neighbours=-1), "neighbours -1"),
+    ("step", "inference.json", lambda c: c["inferer"].update(neighbour_step=0), "neighbour_step 0"),
     ("classes", "inference.json", lambda c: c["network_def"].update(num_classes=4), "num_classes 4"),
     ("target", "inference.json", lambda c: c["inferer"].update(_target_="medseg.inference.Other"), "medseg knows"),
     (

@@ -186,11 +186,11 @@ def test_every_augmentation_works_on_slices_and_keeps_them_apart(axis: int, neig
     assert bool((crop["label"] == 1).any()) == bool(moved[neighbours, 16, 16] == 4)
 
 
-@pytest.mark.parametrize("resize", ["none", "published"])
-def test_training_and_inference_give_the_network_the_same_slices(resize: Any) -> None:
+@pytest.mark.parametrize(("resize", "step"), [("none", 1), ("published", 1), ("none", 2)])
+def test_training_and_inference_give_the_network_the_same_slices(resize: Any, step: int) -> None:
     image = torch.rand(1, 6, 20, 30)
     label = torch.randint(0, 3, (6, 20, 30)).to(torch.uint8)
-    spec = tiny_spec(roi_size=(1, 32, 32), slices=SliceSpec(0, resize, 1), padding_value=-3.0)
+    spec = tiny_spec(roi_size=(1, 32, 32), slices=SliceSpec(0, resize, 1, step), padding_value=-3.0)
     config = _config("paratranscnn", network={}, foreground_share=0.5)
     stream = CropStream([CachedCase("a", image, label)], spec, crop_transform(config, spec), seed=0)
     seen: list[torch.Tensor] = []
