@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from medseg.checkpoints.files import read
 from medseg.checkpoints.state import PretrainedReport, State, strip_prefixes, unwrap
 from medseg.networks import registry
 
 log = logging.getLogger(__name__)
+
+_KERNEL = 4  # axes of a 2D convolution's weights
 
 
 def load_published(architecture: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> nn.Module:
@@ -43,12 +47,17 @@ def load_published(architecture: str, config: Mapping[str, Any], state: Mapping[
     return network.eval()
 
 
-def load_pretrained(network: nn.Module, source: Path | str | Mapping[str, Any]) -> PretrainedReport:
+def load_pretrained(
+    network: nn.Module, source: Path | str | Mapping[str, Any], *, slice_stack: int = 0
+) -> PretrainedReport:
     """Start a network from published weights, in place, as far as they fit.
 
     Args:
         network: a network of this project.
         source: a file that `medseg.checkpoints.read` reads, or its content.
+        slice_stack: input channels of a network that sees slices with their neighbours as channels, else 0. Of this
+            project's own weights for fewer neighbours the network then computes what they computed: its convolutions
+            begin with zeros for the further slices.
 
     Returns:
         What was taken, adapted and left.
@@ -59,9 +68,31 @@ def load_pretrained(network: nn.Module, source: Path | str | Mapping[str, Any]) 
     """
     importer = _importer(_architecture_of(network))
     state = source if isinstance(source, Mapping) else read(source)
-    report: PretrainedReport = importer.load_pretrained(network, _flat(state))
+    flat = _flat(state)
+    widened = _widened(flat, network, slice_stack)
+    if widened:
+        flat = State({**flat, **widened}, source=flat.source, containers=flat.containers, ignored=flat.ignored)
+    report: PretrainedReport = importer.load_pretrained(network, flat)
+    if widened:
+        how = tuple(f"{key}: zeros for slices further off" for key in widened)
+        taken = tuple(key for key in report.taken if key not in widened)
+        report = replace(report, taken=taken, adapted=(*report.adapted, *how))
     log.info("pretrained start: %d tensors taken, %d left", len(report.taken) + len(report.adapted), len(report.left))
     return report
+
+
+def _widened(state: State, network: nn.Module, slice_stack: int) -> dict[str, Tensor]:
+    """Weights (O, C, ...) of the convolutions that see the input, with zeros on both sides for further slices."""
+    found = {}
+    for key, own in network.state_dict().items():
+        given = state.get(key)
+        if given is None or given.ndim != own.ndim or own.ndim < _KERNEL or own.shape[1] != slice_stack:
+            continue
+        missing = own.shape[1] - given.shape[1]
+        if missing > 0 and missing % 2 == 0 and given.shape[0] == own.shape[0] and given.shape[2:] == own.shape[2:]:
+            found[key] = torch.zeros(own.shape, dtype=given.dtype)
+            found[key][:, missing // 2 : missing // 2 + given.shape[1]] = given
+    return found
 
 
 def _flat(state: Mapping[str, Any]) -> State:

@@ -129,7 +129,8 @@ class Trainer(ABC, Generic[Case]):
         Raises:
             BundleError: it cannot be read, or holds nothing for this network.
         """
-        report = load_pretrained(self.network, weights)
+        stack = 0 if self.spec.slices is None else self.spec.network_channels
+        report = load_pretrained(self.network, weights, slice_stack=stack)
         self.average.module.load_state_dict(self.network.state_dict())
         if self.config.freeze_encoder:
             encoder: tuple[str, ...] = import_module(type(self.network).__module__).ENCODER

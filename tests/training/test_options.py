@@ -17,6 +17,7 @@ import medseg
 from medseg.bundles.pack import pack_bundle
 from medseg.bundles.spec import SliceSpec
 from medseg.checkpoints.files import read
+from medseg.checkpoints.load import load_pretrained
 from medseg.cli.train import train as train_command
 from medseg.errors import BundleError, InputError, UsageError
 from medseg.evaluation.compare import evaluate
@@ -139,6 +140,21 @@ def test_a_run_starts_from_a_bundle_by_name_and_the_command_says_what_was_taken(
     alone = CliRunner().invoke(app, [*command, "--freeze-encoder", "3"])
     assert isinstance(alone.exception, UsageError)
     assert not (tmp_path / "none").exists()
+
+
+def test_weights_for_fewer_neighbours_compute_the_same_until_the_further_slices_are_learned() -> None:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"spatial_dims": 2, "filters": [4, 8, 12], "out_channels": 3}
+    few, many = (create("dynunet", **settings, in_channels=channels).eval() for channels in (6, 10))
+    slices = torch.randn(1, 10, 32, 32)  # five slices of two channels each
+    report = load_pretrained(many, few.state_dict(), slice_stack=10)
+    assert report.adapted == ("input_block.conv1.conv.weight: zeros for slices further off",)
+    with torch.no_grad():
+        torch.testing.assert_close(many(slices), few(slices[:, 2:8]))
+    with pytest.raises(BundleError, match=r"input_block\.conv1"):
+        load_pretrained(many, few.state_dict())
+    with pytest.raises(BundleError, match=r"input_block\.conv1"):
+        load_pretrained(few, many.state_dict(), slice_stack=6)  # fewer slices than they were learned with
 
 
 def test_ignored_voxels_change_neither_the_loss_nor_its_gradient() -> None:
