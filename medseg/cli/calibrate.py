@@ -25,7 +25,8 @@ def calibrate(
         list[str] | None,
         typer.Option(
             metavar="FOLDER=PART",
-            help="Instead of --part: the run of a cross-validation fold, and the part that it held out; several times.",
+            help="The run of a cross-validation fold, and the part that it held out; several times. Instead of --part, "
+            "or beside it: then the folds give the prediction of the Dice, and the part the temperature.",
         ),
     ] = None,
     report_part: Annotated[
@@ -72,13 +73,11 @@ def calibrate(
             raise UsageError(split, f"no part {wanted!r}; it has {', '.join(parts) or 'none'}", "choose another")
         return dataset.part(parts[wanted])
 
-    if fold and part is None:
-        fitted = [Labelled(load_ensemble(folder), cases(held)) for folder, held in map(_fold, fold)]
-    elif part is not None and not fold:
-        fitted = [Labelled(model, cases(part))]
-    else:
-        problem = "both are given" if fold else "neither is given"
-        raise UsageError("--part, --fold", problem, "name the part that the weights have not seen, or the folds")
+    folds = [Labelled(load_ensemble(folder), cases(held)) for folder, held in map(_fold, fold or ())]
+    own = [] if part is None else [Labelled(model, cases(part))]
+    if not folds and not own:
+        remedy = "name the part that the weights have not seen, or the folds"
+        raise UsageError("--part, --fold", "neither is given", remedy)
     others = () if report_part is None else cases(report_part)
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -86,7 +85,8 @@ def calibrate(
         task = bar.add_task("", total=None)
         found = fit_to(
             model,
-            fitted,
+            own or folds,
+            line=folds if own else (),
             report=others,
             margin_mm=margin,
             device=device,

@@ -118,6 +118,7 @@ def calibrate(
     model: Ensemble,
     parts: Sequence[Labelled],
     *,
+    line: Sequence[Labelled] = (),
     report: Sequence[CaseFiles] = (),
     margin_mm: float = 5.0,
     device: str = "auto",
@@ -130,6 +131,9 @@ def calibrate(
     Args:
         model: the bundle or ensemble that will carry the result; the cases of `report` are predicted by it.
         parts: cases for the fit. One part of the model itself, or one for each fold of a cross-validation.
+        line: folds whose cases give the line from score to Dice instead, so that `parts` give the temperature alone:
+            the weights of short folds are less sure of themselves than the model's, and more cases make a better line.
+            Their scores are those at the temperature that fits the folds.
         report: other cases, to see how well the result holds.
         margin_mm: only voxels within this distance of a reference or predicted structure count.
         device: as for `infer`.
@@ -141,27 +145,20 @@ def calibrate(
     """
     if model.spec.activation != "softmax":
         raise BundleError(model.name, "has overlapping regions", "only exclusive labels can be calibrated")
-    folds = [part.model for part in parts if part.model is not model]
+    folds = [part.model for part in (*parts, *line) if part.model is not model]
     if folds and not (model.alone and all(fold.alone for fold in folds)):
         raise BundleError(model.name, "an ensemble has no folds", "give cases that no member has seen")
     if any(fold.spec.labels != model.spec.labels for fold in folds):
         raise BundleError(model.name, "a fold has other labels", "give folds of the same task")
-    count = sum(len(part.cases) for part in parts)
-    if count < 3:
-        raise UsageError("--part", f"{count} cases", "three or more are needed")
-    tick = _Tick(progress, 2 * (count + len(report)))
-    bare = [Labelled(_at(part.model, 1.0), part.cases) for part in parts]
-    before = _Voxels(margin_mm)
-    for part in bare:
-        for case in part.cases:
-            before.add(case, part.model, device)
-            tick()
-    temperature = round(before.fit(), 4)
-    log.info("temperature %.4f from %d voxels", temperature, before.count)
-    warm = [Labelled(_at(part.model, temperature), part.cases) for part in parts]
-    scored = [_scored(case, part.model, device, tick) for part in warm for case in part.cases]
-    line = fit_line([one.score for one in scored], [one.dice for one in scored])
-    fit = DiceFit(round(line.intercept, 5), round(line.slope, 5), round(line.deviation, 5), line.cases)
+    counts = [sum(len(part.cases) for part in group) for group in (parts, line)]
+    for option, count in zip(("--part", "--fold"), counts, strict=True):
+        if count < 3 and (option == "--part" or line):
+            raise UsageError(option, f"{count} cases", "three or more are needed")
+    tick = _Tick(progress, 2 * (sum(counts) + len(report)))
+    before, temperature, scored = _fitted(parts, margin_mm, device, tick)
+    measured = _fitted(line, margin_mm, device, tick)[-1] if line else scored
+    drawn = fit_line([one.score for one in measured], [one.dice for one in measured])
+    fit = DiceFit(round(drawn.intercept, 5), round(drawn.slope, 5), round(drawn.deviation, 5), drawn.cases)
     reported = None
     if report:
         voxels = _Voxels(margin_mm)
@@ -171,6 +168,25 @@ def calibrate(
         others = [_scored(case, _at(model, temperature), device, tick) for case in report]
         reported = _report(voxels, others, temperature, fit)
     return Fit(Calibration(temperature, fit), margin_mm, _report(before, scored, temperature, fit), reported)
+
+
+def _fitted(
+    parts: Sequence[Labelled], margin_mm: float, device: str, tick: Callable[[], None]
+) -> tuple[_Voxels, float, list[_Scored]]:
+    """Voxels at temperature 1, the temperature that fits them, and the cases' scores at it."""
+    before = _Voxels(margin_mm)
+    for part in parts:
+        bare = _at(part.model, 1.0)
+        for case in part.cases:
+            before.add(case, bare, device)
+            tick()
+    temperature = round(before.fit(), 4)
+    log.info("temperature %.4f from %d voxels", temperature, before.count)
+    scored = []
+    for part in parts:
+        warm = _at(part.model, temperature)
+        scored += [_scored(case, warm, device, tick) for case in part.cases]
+    return before, temperature, scored
 
 
 def write_calibration(model: Ensemble, fit: Fit, *, output: Path | None = None, overwrite: bool = False) -> Path:

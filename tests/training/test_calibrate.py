@@ -94,6 +94,17 @@ def test_folds_of_a_cross_validation_each_predict_the_cases_they_held_out(
     assert check_manifest(bundle)
     assert load_bundle(first).spec.calibration.dice is None
 
+    # With a part of its own cases too, the temperature is that of the part and the line that of the folds.
+    dataset, model = read_dataset(data), load_ensemble(bundle)
+    held = ((first, ["case_0", "case_1"]), (second, ["case_2", "case_3"]))
+    folds = [Labelled(load_ensemble(path), dataset.part(names)) for path, names in held]
+    own = [Labelled(model, dataset.part(["case_3", "case_4", "case_5"]))]
+    alone, both = (calibrate(model, own, line=line) for line in ((), folds))
+    assert both.calibration.temperature == alone.calibration.temperature
+    assert both.calibration.dice == fitted.dice
+    assert (both.fitted.cases, both.fitted.ece_after) == (3, alone.fitted.ece_after)
+    assert both.fitted.dice_error != alone.fitted.dice_error
+
 
 def test_an_ensemble_gets_a_temperature_beside_those_of_its_members(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
