@@ -73,7 +73,7 @@ class SoftLabels:
         """
         for case in cases:
             if not self.of(case).is_file():
-                raise InputError(self.of(case), "no such file", "medseg batch --probabilities writes it")
+                raise InputError(self.of(case), "no such file", "medseg batch --probabilities writes it; or --soft-labels none")
 
 
 def cache_case(
