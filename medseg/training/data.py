@@ -73,7 +73,8 @@ class SoftLabels:
         """
         for case in cases:
             if not self.of(case).is_file():
-                raise InputError(self.of(case), "no such file", "medseg batch --probabilities writes it; or --soft-labels none")
+                remedy = "medseg batch --probabilities writes it; or --soft-labels none"
+                raise InputError(self.of(case), "no such file", remedy)
 
 
 def cache_case(
