@@ -87,6 +87,8 @@ def speed(
     - medseg benchmark speed --image scan.nii.gz --against monai --threads 1
     - medseg benchmark speed --architecture quant --size 256x256x160 --against monai --against nnunet
     - medseg benchmark speed --architecture swin_unetr --network '{"feature_size": 48}' --size 144x144x80
+
+    Exit codes: 0 done, 2 usage, 3 scan, 4 bundle, 6 output, 8 device, or a pipeline that is not installed.
     """
     from medseg.io.write import reserve, write_bytes
 

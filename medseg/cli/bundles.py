@@ -30,7 +30,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and 
 
 @app.command("list")
 def list_(*, json_: AsJson = False) -> None:
-    """List the bundles that a name can mean: shipped, the user's own, and those in MEDSEG_BUNDLES."""
+    """List the bundles that a name can mean: shipped, the user's own, and those in MEDSEG_BUNDLES.
+
+    Exit codes: 0 listed.
+    """
     from medseg.bundles.locate import DEFAULT_BUNDLE, all_bundles
 
     rows = []
@@ -100,6 +103,8 @@ def show(name: Name, *, json_: AsJson = False) -> None:
     """Show what a bundle takes, gives and was trained on.
 
     Example: medseg bundles show swin_unetr_hippocampus
+
+    Exit codes: 0 shown, 4 no such bundle, or a damaged one.
     """
     from medseg.bundles.load import load_bundle
     from medseg.bundles.locate import find_bundle, is_ensemble
@@ -204,6 +209,8 @@ def verify(name: Name, *, trust: Trust = False, json_: AsJson = False) -> None:
     """Check a bundle: its files and their SHA-256, metadata, configuration, weights and one forward pass.
 
     Example: medseg bundles verify swin_unetr_hippocampus
+
+    Exit codes: 0 all checks passed, 4 a check failed, or there is no such bundle.
     """
     from medseg.bundles.verify import Check, verify_bundle
 
@@ -238,6 +245,8 @@ def pack(
     """Make a complete bundle of a finished run: weights, configuration, documents, licence and manifest.
 
     Example: medseg bundles pack runs/first --name my_hippocampus
+
+    Exit codes: 0 done, 2 usage, 3 evaluation, 4 run without weights, 6 output.
     """
     from medseg.bundles.locate import user_bundles
     from medseg.bundles.pack import pack_bundle
@@ -269,6 +278,8 @@ def import_nnunet(
     """Make a bundle of a model that nnU-Net v2 trained; medseg infer --tta then gives what nnUNetv2_predict gives.
 
     Example: medseg bundles import-nnunet Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres --name hippo
+
+    Exit codes: 0 done, 2 usage, 4 a model that medseg cannot run as nnU-Net does, 6 output.
     """
     from medseg.bundles.import_nnunet import import_nnunet as run_import
     from medseg.bundles.locate import user_bundles
@@ -307,6 +318,8 @@ def validate(
     is cleared when every label of every case reaches a Dice of 0.999 (float32) or 0.998 (bfloat16) against PyTorch.
 
     Example: medseg bundles validate my_bundle --data hippocampus --split split.json --part val
+
+    Exit codes: 0 done, 2 usage, 3 data, 4 bundle, 6 bundle cannot be written, 8 a back end is not installed.
     """
     from medseg.bundles.clearance import check_writable, write_clearances
     from medseg.bundles.load import load_bundle
@@ -370,6 +383,8 @@ def ensemble(
     """Make a bundle that averages the probabilities of others; it names them and holds no weights of its own.
 
     Example: medseg bundles ensemble ensemble_hippocampus --member swin_unetr_hippocampus --member my_hippocampus
+
+    Exit codes: 0 done, 2 usage, 4 a member is missing or does not fit, 6 output.
     """
     from medseg.bundles.ensemble import make_ensemble
     from medseg.bundles.locate import user_bundles

@@ -32,6 +32,8 @@ def list_(
     """The public data sets that medseg can make ready, with site, licence, split and the bundles they are for.
 
     Example: medseg data list
+
+    Exit codes: 0 listed.
     """
     from medseg.datasets import registry
 
@@ -61,6 +63,9 @@ def prepare(
     Every case is checked: files, grids, label values. A run that was stopped or killed goes on where it was.
 
     Example: medseg data prepare synapse RawData.zip -o data/synapse
+
+    Exit codes: 0 done, 2 usage, 3 source, 6 output, 7 some cases failed, each is named; 130 and 143
+    stopped by a signal.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -97,6 +102,8 @@ def check(
     """Read every case of a data set: what is in it, and what would keep it from being trained on.
 
     Example: medseg data check Task04_Hippocampus
+
+    Exit codes: 0 fit for training, 3 problems, the first is named.
     """
     from rich.console import Console
     from rich.progress import Progress

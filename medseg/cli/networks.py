@@ -23,6 +23,8 @@ def list_(*, json_: AsJson = False) -> None:
     """List the architectures: size and cost of the published configuration, paper, licence of the public code.
 
     The size is C x (D x) H x W. A licence "none" means that the public code carries none; medseg's own is Apache-2.0.
+
+    Exit codes: 0 listed.
     """
     rows = [(name, read_facts(name)) for name in names()]
     if json_:
@@ -60,6 +62,8 @@ def show(
     """Show one architecture: input rule, size, paper, public code, published weights and results.
 
     Example: medseg networks show swin_unetr
+
+    Exit codes: 0 shown, 2 no such network.
     """
     try:
         facts = read_facts(name)

@@ -52,6 +52,8 @@ def pancreas(
     of each class. The same seed gives the same files; a run that was stopped goes on where it was.
 
     Example: medseg phantom pancreas --cases 720 --split 360,90,270 -o phantom
+
+    Exit codes: 0 done, 2 usage, 6 output.
     """
     from rich.console import Console
     from rich.progress import Progress

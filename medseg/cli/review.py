@@ -43,6 +43,9 @@ def review(
     - medseg review scans --data review
     - medseg review --data scans --port 8600
     - medseg review scans batch_output --data review --database postgresql://medseg@db/review
+
+    Exit codes: 0 stopped, 2 usage or a port that is taken, 3 a folder or settings that cannot be read, 6 data folder,
+    8 not installed.
     """
     from medseg.errors import DeviceError, InputError, Interrupted
 

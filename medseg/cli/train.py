@@ -119,6 +119,9 @@ def train(
     take the place of what would be derived.
 
     Example: medseg train --data Task04_Hippocampus -o runs/first --network '{"feature_size": 12}' --max-time 45m
+
+    Exit codes: 0 done, 2 usage, 3 data, 4 bundle or weights, 6 the folder holds a run already, 8 device; 130 and 143
+    stopped by a signal, and saved.
     """
     settings: dict[str, Any] = {
         "architecture": architecture,

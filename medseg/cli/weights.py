@@ -40,6 +40,8 @@ def import_(
     and the file's SHA-256 goes into the bundle's metadata. The ready bundle has the same name and is found first.
 
     Example: medseg weights import swin_unetr_btcv swin_unetr.base_5000ep_f48_lr2e-4_pretrained.pt
+
+    Exit codes: 0 done, 2 usage, 4 bundle, or a file that does not fit it, 6 output.
     """
     from medseg.bundles.load import load_bundle
     from medseg.bundles.weights import import_weights

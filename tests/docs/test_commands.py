@@ -80,3 +80,12 @@ def test_examples_in_the_help_can_be_typed() -> None:
     ]
     assert len(examples) > 25
     assert [said for line in examples if (said := refusal(line))] == []
+
+
+def test_every_command_s_help_lists_its_exit_codes() -> None:
+    silent = [
+        command.name
+        for command in all_commands()
+        if not hasattr(command, "commands") and "Exit codes: 0" not in command.help
+    ]
+    assert not silent
