@@ -151,7 +151,7 @@ class SliceSpec:
         resize: "none" slides the window over each slice; "published" and "smooth" stretch each whole slice to the
             window, see `medseg.inference.slices`.
         neighbours: slices on each side that are channels too, slice by slice, the outermost slice repeated.
-        neighbour_step: how many slices lie between one of these channels and the next, 1 for adjacent slices.
+        neighbour_step: distance from one of these channels to the next, in slices; 1: adjacent.
     """
 
     axis: int

@@ -30,7 +30,7 @@ class SliceInferer:
         roi_size: the window in voxels, 1 along `axis`.
         resize: "none", "published" or "smooth".
         neighbours: slices on each side that are channels too.
-        neighbour_step: how many slices lie between one of these channels and the next, 1 for adjacent slices.
+        neighbour_step: distance from one of these channels to the next, in slices; 1: adjacent.
         sw_batch_size: windows or slices for each pass on the host; other devices find theirs.
         overlap: share of the window that neighbours share, 0 to below 1.
         mode: weighting of overlapping windows.

@@ -108,14 +108,14 @@ def cache_case(
     label = kept[numbered.long()]
     target = None
     if soft is not None:
-        mixed = _mixed(labels, list(spec.labels)[1:], volume, soft, soft.of(case))
+        mixed = _mixed(labels, list(spec.labels)[1:], volume, soft.of(case), soft.share)
         grid = model_grid(volume.shape, volume.affine, spec)
         target = resample_linear(grid.order.apply(mixed), grid.shape, grid.step).masked_fill(label == IGNORE, 0).half()
     return CachedCase(case.name, preprocess(volume, spec).image, label, target)
 
 
 def _mixed(
-    labels: NDArray[np.integer], values: Sequence[int], volume: Volume, soft: SoftLabels, path: Path
+    labels: NDArray[np.integer], values: Sequence[int], volume: Volume, path: Path, share: float
 ) -> NDArray[np.float32]:
     """Probability (K - 1, X, Y, Z) of each label above 0, on the scan's grid: the label map's and that of the maps."""
     maps = read_volume(path, channels=len(values) + 1)
@@ -124,7 +124,7 @@ def _mixed(
     if maps.data.min() < -_ROUNDING or abs(maps.data.sum(axis=0) - 1).max() > _ROUNDING:
         raise InputError(path, "holds no probabilities: they do not sum to 1", "medseg batch --probabilities writes it")
     drawn = np.stack([labels == value for value in values]).astype(np.float32)
-    return soft.share * maps.data[1:] + (1 - soft.share) * drawn
+    return share * maps.data[1:] + (1 - share) * drawn
 
 
 class CropStream(Dataset[dict[str, Any]]):
